@@ -1,0 +1,75 @@
+"""The one interface behind which both engines stand; the supervisor knows nothing else of them.
+
+An engine carries out; it decides nothing. The caller (supervisor or session) owns the `/dev/fuse`
+descriptor of every mount through `Running.fuse_fd`, so a mount can outlive the process that serves it.
+"""
+
+from asyncio import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from amlmount.config.spec import MountSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ExitReason:
+    """How an engine's process ended: `returncode` as in subprocess (negative = signal), and its last words."""
+
+    returncode: int
+    log_tail: str = ""
+
+    @property
+    def text(self) -> str:
+        """Say it as a person would: `killed by SIGKILL`, `exited with 1: ...`."""
+        import signal
+
+        if self.returncode < 0:
+            try:
+                what = f"killed by {signal.Signals(-self.returncode).name}"
+            except ValueError:
+                what = f"killed by signal {-self.returncode}"
+        else:
+            what = f"exited with {self.returncode}"
+        last = self.log_tail.strip().splitlines()[-1:]
+        return f"{what}: {last[0]}" if last else what
+
+
+@dataclass(slots=True)
+class Running:
+    """A mount that is being served. `exited` resolves when the engine's process ends, for whatever reason.
+
+    `pid_start_time` is field 22 of /proc/PID/stat (clock ticks since boot): with `pid` it names the process
+    for ever. `mount_id` is the kernel's, as in mountinfo. `fuse_fd` belongs to whoever holds this object.
+    """
+
+    spec: MountSpec
+    engine: str
+    pid: int
+    pid_start_time: int
+    fuse_fd: int
+    mount_id: int
+    exited: "Future[ExitReason]"
+
+
+class Engine(Protocol):
+    """Start and stop mounts. All methods are coroutines of the supervisor's loop and never block it."""
+
+    @property
+    def name(self) -> str:
+        """`python` or `blobfuse2`."""
+        ...
+
+    async def start(self, spec: MountSpec, *, timeout_s: float) -> Running:
+        """Mount `spec` at its target (which exists and is an empty directory) and return once it answers.
+
+        On failure or cancellation everything is undone (no mount, no process, no descriptor) and an
+        AmlmountError says why: store errors (exit codes 3, 5, 6) come through as they are.
+        """
+        ...
+
+    async def stop(self, running: Running, *, lazy: bool, timeout_s: float) -> None:
+        """Unmount, wait for the process to end, close `fuse_fd`. Raises BusyError (with holders) unless `lazy`.
+
+        Works on a dead or hung engine as well (then by abort and lazy unmount); never blocks on the mount.
+        """
+        ...

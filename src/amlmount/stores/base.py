@@ -1,0 +1,89 @@
+"""The written contract of an object store: what every store does, and what `tests/contract` holds it to.
+
+A store never decides policy: it does not cache, prefetch or hide a name. It retries what its
+protocol says may be retried, and otherwise raises an error of `amlmount.errors`.
+All methods may be called from several threads at once.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a store knows of a blob without reading it.
+
+    `etag` is opaque, unquoted, and changes whenever the content does. `mtime_ns` is nanoseconds since
+    the epoch (stores with a coarser clock round down). `metadata` keys are lower case.
+    """
+
+    name: str
+    size_bytes: int
+    etag: str
+    mtime_ns: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a listing: blobs, and with a delimiter the common prefixes (each ends in `/`)."""
+
+    objects: list[ObjectInfo]
+    prefixes: list[str]
+
+
+class ObjectStore(Protocol):
+    """A flat namespace of blobs. Names are `/`-separated by convention only; any string may come out of `list`."""
+
+    @property
+    def is_local(self) -> bool:
+        """True when every call answers at local-disk speed (the engine then need not hand it to a thread)."""
+        ...
+
+    def list(self, prefix: str = "", *, delimiter: bool = False, page_size: int = 5000) -> Iterator[Page]:
+        """Yield pages of what starts with `prefix`, in no promised order across stores, as they arrive.
+
+        With `delimiter`, names are cut at the next `/` after the prefix and reported once as a prefix.
+        An empty result is one or zero empty pages, never an error.
+        Raises ContainerNotFoundError, AccessDeniedError, NetworkError.
+        """
+        ...
+
+    def head(self, name: str) -> ObjectInfo:
+        """Return what is known of a blob, metadata included. Raises BlobNotFoundError."""
+        ...
+
+    def get(
+        self, name: str, start: int = 0, length: int | None = None, *, if_match: str | None = None
+    ) -> bytes:
+        """Return bytes `[start, start + length)`, cut at the end of the blob; empty at or beyond the end.
+
+        With `if_match`, raises PreconditionFailedError if the blob has another etag: never a mix of two versions.
+        Raises BlobNotFoundError when it is gone.
+        """
+        ...
+
+    def put(
+        self,
+        name: str,
+        data: bytes,
+        *,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """Replace or create a blob as one atomic step and return what is now there.
+
+        `if_match`: only if the present etag is this one. `if_none_match`: only if nothing is there.
+        Raises PreconditionFailedError otherwise, and leaves what was there as it was.
+        """
+        ...
+
+    def delete(self, name: str, *, if_match: str | None = None) -> None:
+        """Remove a blob. Raises BlobNotFoundError, and PreconditionFailedError for another etag."""
+        ...
+
+    def close(self) -> None:
+        """Give back connections and threads; calling it twice is harmless."""
+        ...
