@@ -54,9 +54,7 @@ class ObjectStore(Protocol):
         """Return what is known of a blob, metadata included. Raises BlobNotFoundError."""
         ...
 
-    def get(
-        self, name: str, start: int = 0, length: int | None = None, *, if_match: str | None = None
-    ) -> bytes:
+    def get(self, name: str, start: int = 0, length: int | None = None, *, if_match: str | None = None) -> bytes:
         """Return bytes `[start, start + length)`, cut at the end of the blob; empty at or beyond the end.
 
         With `if_match`, raises PreconditionFailedError if the blob has another etag: never a mix of two versions.

@@ -106,9 +106,7 @@ class FileSystem(Protocol):
         """Return the entries of a directory, fresh within the policy, sorted by name; `.` and `..` are not among them."""
         ...
 
-    def read(
-        self, node_id: int, offset: int, size_bytes: int, *, may_wait: bool = True
-    ) -> bytes | memoryview:
+    def read(self, node_id: int, offset: int, size_bytes: int, *, may_wait: bool = True) -> bytes | memoryview:
         """Return bytes of exactly the version this inode stands for; short only at its end. ESTALE if it is gone."""
         ...
 
