@@ -1,0 +1,1 @@
+"""Speed and footprint as ratios, measured side by side in one run: `python -m benchmarks`."""

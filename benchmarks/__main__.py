@@ -1,0 +1,54 @@
+"""Run the benchmarks and print the README's table: `python -m benchmarks [--trials N] [--json FILE]`."""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import footprint, help_time, small_files, workload
+from benchmarks.pairs import Line
+
+
+def lines(folder: Path, trials: int) -> Iterator[Line]:
+    """Measure everything, one after the other."""
+    container = workload.make_small(folder / "container")
+    yield small_files.listing_line(container, trials)
+    yield from small_files.epoch_lines(container, trials)
+    yield help_time.help_line(trials)
+    yield from footprint.footprint_lines(container)
+
+
+def heading() -> str:
+    """Say where and when, because absolute machines differ and ratios only hold for one."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    kernel = ".".join(platform.release().split(".")[:2])
+    return f"{today}, Linux {kernel}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def main() -> None:
+    """Print the table as it grows; exit 1 if a target is missed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--trials", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    print(
+        f"{heading()}; medians of {args.trials}\n\n| work | target | median | spread | holds |\n|---|---|---|---|---|"
+    )
+    done = []
+    with tempfile.TemporaryDirectory(prefix="amb-") as folder:
+        for line in lines(Path(folder), args.trials):
+            print(line.row(), flush=True)
+            done.append(line)
+    if args.json:
+        args.json.write_text(json.dumps({"where": heading(), "lines": [dataclasses.asdict(x) for x in done]}, indent=1))
+    sys.exit(0 if all(line.holds for line in done) else 1)
+
+
+if __name__ == "__main__":
+    main()
