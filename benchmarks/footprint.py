@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
 from benchmarks.pairs import Line, at_most
 
 MB = 1 << 20

@@ -4,7 +4,6 @@ Usage: make_sample.py DIRECTORY [--per-class N]. A second run with the same numb
 """
 
 import argparse
-import os
 import random
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def write_image(path: Path, digit: int, seed: int) -> bool:
         return False
     unfinished = path.with_suffix(".part")
     digit_image(digit, seed).save(unfinished, "JPEG", quality=75)
-    os.replace(unfinished, path)
+    unfinished.replace(path)
     return True
 
 
