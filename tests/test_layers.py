@@ -8,7 +8,8 @@ import pytest
 LAYERS = [
     {"errors", "metrics", "states"},
     {"blobfuse2"},
-    {"run", "mounts", "descriptors", "systemd", "log"},
+    {"run", "log"},
+    {"mounts", "descriptors", "systemd"},
     {"config"},
     {"secrets", "render", "importer", "cache", "probes", "client", "installer"},
     {"stores"},
