@@ -5,7 +5,7 @@ It goes to worker processes as JSON over a socket, so it holds no secret, only r
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Frozen(BaseModel):
@@ -14,6 +14,9 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
 
+EngineName = Literal["auto", "python", "blobfuse2"]
+Durability = Literal["store", "journal"]
+Front = Literal["auto", "overlay", "none"]
 ProfileName = Literal["standard", "epochs", "stream", "random", "fresh", "checkpoint"]
 
 
@@ -63,16 +66,25 @@ class Ownership(Frozen):
 
 
 class MountSpec(Frozen):
-    """One mount, resolved. `description` is the text of the SOURCE column (`ps`, `mount`, `df`)."""
+    """One mount, resolved. `description` is the text of the SOURCE column (`ps`, `mount`, `df`).
+
+    `refresh_interval_s`: a pinned mount looks again this often, None = only when asked. `upload_timeout_s`: how
+    long `close()` waits for a store that is down. `blobfuse2`: the user's settings for that engine, as written.
+    """
 
     name: str
     target: str
     sources: tuple[SourceSpec, ...]
     description: str
     read_only: bool
-    engine: Literal["auto", "python", "blobfuse2"]
+    engine: EngineName
     policy: Policy
     ownership: Ownership
     allow_other: bool
     cache_dir: str | None = None
     cache_max_bytes: int | None = None
+    refresh_interval_s: float | None = None
+    durability: Durability = "store"
+    upload_timeout_s: float = 300.0
+    front: Front = "auto"
+    blobfuse2: dict[str, object] = Field(default_factory=dict)

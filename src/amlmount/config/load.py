@@ -1,0 +1,126 @@
+"""Finds the configuration's files, merges them in order and makes one validated `Config` of them.
+
+Later files win key by key: mappings merge, scalars and lists replace. The place of every value is kept.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from amlmount.config.documents import DataPath, Document, Place, read_document
+from amlmount.config.locations import config_home
+from amlmount.config.models import Config
+from amlmount.errors import ConfigError
+
+SYSTEM_FOLDER = Path("/etc/amlmount")
+FILE_NAME = "amlmount.yaml"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration and where each of its values was written."""
+
+    config: Config
+    places: Mapping[DataPath, Place]
+    files: tuple[Path, ...]
+
+
+def config_folder(*, system: bool | None = None, env: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of the system's (default: whether we are root) or this user's configuration."""
+    is_system = os.geteuid() == 0 if system is None else system
+    return SYSTEM_FOLDER if is_system else config_home(env)
+
+
+def config_files(
+    explicit: Path | None, env: Mapping[str, str] = os.environ, *, system: bool | None = None
+) -> list[Path]:
+    """Return the files that make up the configuration, in the order they are merged; none if nothing is there.
+
+    `explicit` (--config), else AMLMOUNT_CONFIG, names one file or a folder; else it is the system's or the user's
+    folder: amlmount.yaml and then conf.d/*.yaml by name. Raises ConfigError if a named file is not there.
+    """
+    named = explicit or (Path(env["AMLMOUNT_CONFIG"]) if env.get("AMLMOUNT_CONFIG") else None)
+    if named is None:
+        return _in_folder(config_folder(system=system, env=env))
+    named = Path(os.path.abspath(os.path.expanduser(named)))
+    if not os.path.exists(named):
+        raise ConfigError(
+            f"cannot read the configuration '{named}': no such file",
+            hint=f"`amlmount --config {named} init` writes one to start from",
+        )
+    return _in_folder(named) if named.is_dir() else [named]
+
+
+def load_config(files: Sequence[Path]) -> Config:
+    """Return the validated configuration; no files give an empty one. Raises ConfigError that names file and line."""
+    return load_with_places(files).config
+
+
+def load_with_places(files: Sequence[Path]) -> Loaded:
+    """Return the validated configuration and the place of every value. Raises ConfigError as `load_config`."""
+    merged = merge([_with_absolute_paths(read_document(path), path.parent) for path in files])
+    try:
+        config = Config.model_validate(merged.data)
+    except ValidationError as exc:
+        raise ConfigError(f"cannot use the configuration: {exc.errors(include_input=False)}") from None
+    return Loaded(config, merged.places, tuple(files))
+
+
+def merge(documents: Sequence[Document]) -> Document:
+    """Return one document in which later ones have won, key by key; places follow the value that won."""
+    data: dict[str, Any] = {}
+    places: dict[DataPath, Place] = {}
+    for document in documents:
+        data = _merged(data, document.data, (), places)
+        places.update(document.places)
+    return Document(data, places)
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any], path: DataPath, places: dict[DataPath, Place]) -> dict[str, Any]:
+    result = dict(old)
+    for key, value in new.items():
+        here = (*path, key)
+        before = result.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            result[key] = _merged(before, value, here, places)
+        else:
+            _forget(places, here)
+            result[key] = value
+    return result
+
+
+def _forget(places: dict[DataPath, Place], path: DataPath) -> None:
+    for known in [known for known in places if known[: len(path)] == path]:
+        del places[known]
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    main = folder / FILE_NAME
+    parts = sorted(folder.glob("conf.d/*.yaml"))
+    return ([main] if main.exists() else []) + parts
+
+
+def _with_absolute_paths(document: Document, folder: Path) -> Document:
+    """Make paths absolute here, where it is still known which file they stand in."""
+    return Document(_absolute(document.data, folder.absolute(), ()), document.places)
+
+
+def _absolute(data: Any, folder: Path, path: DataPath) -> Any:
+    if isinstance(data, dict):
+        return {key: _absolute(value, folder, (*path, key)) for key, value in data.items()}
+    return _absolute_path(data, folder) if isinstance(data, str) and _is_file_path(path) else data
+
+
+def _is_file_path(path: DataPath) -> bool:
+    match path:
+        case ("stores", _, "path") | ("stores", _, "credentials", _, "file") | ("cache", "root"):
+            return True
+    return False
+
+
+def _absolute_path(written: str, folder: Path) -> str:
+    return os.path.normpath(folder / os.path.expanduser(written)) if written else written

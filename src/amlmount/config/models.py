@@ -1,0 +1,112 @@
+"""The whole configuration as frozen models: one class for each section of the YAML, one field for each key.
+
+Descriptions stand here once; the JSON Schema, docs/configuration.md and `config show` read them.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from amlmount.config.fields import Duration, Mode, Name, Owner, Prefix, SizeOrPercent
+from amlmount.config.profiles import GIB, PolicyOverrides
+from amlmount.config.spec import Durability, EngineName, Front, Frozen, ProfileName
+from amlmount.config.store_models import Store
+from amlmount.config.units import Percent
+
+
+class SourcePart(Frozen):
+    """One container, or a part of it."""
+
+    store: Name = Field(description="name of a store above")
+    path: Prefix = Field(default="", description="only what is below this path; it becomes the top")
+    glob: str | None = Field(default=None, description="only names that match, such as *.jpg or **/*.parquet")
+    name: Name | None = Field(default=None, description="in a list: the directory it appears as; else the store's name")
+
+
+class ContainerFilter(Frozen):
+    """Which containers of an account, by glob; `deny` wins."""
+
+    allow: tuple[str, ...] = Field(default=("*",), min_length=1, description="containers to mount")
+    deny: tuple[str, ...] = Field(default=(), description="containers to leave out")
+
+
+class ContainersSource(Frozen):
+    """Every container of an account that passes the filter, each as a directory ("mount all")."""
+
+    store: Name = Field(description="name of a store that has no container of its own")
+    containers: ContainerFilter
+
+
+def _as_part(value: object) -> object:
+    return {"store": value} if isinstance(value, str) else value
+
+
+Part = Annotated[SourcePart, BeforeValidator(_as_part)]
+
+
+def _source_kind(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "(list)"
+    has_filter = "containers" in value if isinstance(value, dict) else isinstance(value, ContainersSource)
+    return "(containers)" if has_filter else "(part)"
+
+
+Source = Annotated[
+    Annotated[Part, Tag("(part)")]
+    | Annotated[ContainersSource, Tag("(containers)")]
+    | Annotated[tuple[Part, ...], Field(min_length=1), Tag("(list)")],
+    Discriminator(_source_kind),
+]
+
+
+class MountOptions(Frozen):
+    """How a mount behaves: keys of `defaults`, and of each mount."""
+
+    read_only: bool = Field(default=True, description="nothing can be written through it")
+    profile: ProfileName = Field(default="standard", description="what the data is used for; see the table of profiles")
+    engine: EngineName = Field(default="auto", description="auto: blobfuse2 if it is there and able, else python")
+    owner: Owner | None = Field(
+        default=None, description="user or user:group that owns the files; left out: who ran `amlmount up`"
+    )
+    umask: Mode = Field(default=0, description="permission bits to take away from file_mode and dir_mode")
+    file_mode: Mode = Field(default=0o644, description="permission bits of files; read_only takes the write bits away")
+    dir_mode: Mode = Field(default=0o755, description="permission bits of directories; read_only as above")
+    allow_other: bool | None = Field(
+        default=None, description="may other users enter; left out: yes for the system's daemon, else no"
+    )
+    refresh: Duration | None = Field(
+        default=None, description="for pinned profiles: look again this often and swap without a gap; left out: never"
+    )
+    durability: Durability = Field(
+        default="store", description="when close() returns: once the store has it, or once the journal on disk has it"
+    )
+    upload_timeout: Duration = Field(default=300.0, description="how long close() waits for a store that is down")
+    front: Front = Field(
+        default="auto", description="overlay: a read-only overlay in front; auto: for `epochs` where it is allowed"
+    )
+    policy: PolicyOverrides = Field(default_factory=PolicyOverrides, description="values of the profile, overruled")
+    blobfuse2: dict[str, Any] = Field(default_factory=dict, description="settings of blobfuse2, as in its own YAML")
+
+
+class Mount(MountOptions):
+    """One folder that amlmount keeps."""
+
+    target: str = Field(min_length=1, description="the folder: absolute, or beginning with ~")
+    source: Source = Field(description="a store, {store, path, glob}, {store, containers}, or a list of the first two")
+
+
+class CacheConfig(Frozen):
+    """Where caches are and how much of the disk they may take, all mounts together."""
+
+    root: str | None = Field(default=None, description="directory; left out: the temporary disk if there is one")
+    max_size: SizeOrPercent = Field(default=Percent(80), description="a size, or a share of that disk")
+    keep_free: SizeOrPercent = Field(default=10 * GIB, description="what stays free on that disk in any case")
+
+
+class Config(Frozen):
+    """The configuration: all files merged."""
+
+    stores: dict[Name, Store] = Field(default_factory=dict, description="where data is")
+    mounts: dict[Name, Mount] = Field(default_factory=dict, description="folders to keep mounted")
+    defaults: MountOptions = Field(default_factory=MountOptions, description="options of every mount that says nothing")
+    cache: CacheConfig = Field(default_factory=CacheConfig, description="the cache on disk")
