@@ -1,0 +1,127 @@
+"""A worker process as its starter sees it: started, talked to, watched by pidfd, and its last words.
+
+It knows nothing of mounts; `engines.python` does.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from amlmount.engines.base import ExitReason
+from amlmount.errors import AmlmountError, from_json
+from amlmount.run import Process, spawn
+from amlmount.worker.channel import Channel, Message, pair
+from amlmount.worker.orders import ERROR
+
+TAIL_BYTES = 4096
+KILLED_GRACE_S = 5.0
+
+
+class Child:
+    """One worker. `exited` resolves when it ends, for whatever reason, and everything it held here is closed then."""
+
+    def __init__(self, process: Process, channel: Channel, log_fd: int) -> None:
+        self.process = process
+        self._channel = channel
+        self._log_fd = log_fd
+        self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[ExitReason] = self._loop.create_future()
+        self._loop.add_reader(process.pidfd, self._on_exit)
+
+    @classmethod
+    def start(cls, name: str, log_path: str | None) -> "Child":
+        """Start a worker that waits for its StartOrder. `log_path` None: the log is a file without a name.
+
+        It gets our environment as it is, because secrets may be references to it. Raises AmlmountError.
+        """
+        ours, theirs = pair()
+        log_fd = open_log(log_path)
+        argv = [sys.executable, "-P", "-m", "amlmount.worker", name, str(theirs.fileno())]
+        try:
+            with theirs:
+                process = spawn(argv, env=os.environ, pass_fds=[theirs.fileno()], stdout=log_fd, stderr=log_fd)
+        except BaseException:
+            ours.close()
+            os.close(log_fd)
+            raise
+        return cls(process, Channel(ours), log_fd)
+
+    async def tell(self, body: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Send a message. Raises AmlmountError if the worker is gone."""
+        try:
+            if descriptors:
+                self._channel.send(body, descriptors)
+            else:
+                await self._channel.send_soon(body)
+        except OSError:
+            raise await self._why_gone() from None
+
+    async def expect(self, op: str) -> Message:
+        """Return the next message, which must be `op`. Raises the error that came instead, or AmlmountError."""
+        try:
+            message = await self._channel.receive_soon()
+        except OSError:
+            message = None
+        if message is None:
+            raise await self._why_gone()
+        if message.body.get("op") == ERROR:
+            raise from_json(message.body)
+        if message.body.get("op") != op:
+            raise AmlmountError(f"cannot understand the worker: it says '{message.body.get('op')}', not '{op}'")
+        return message
+
+    async def ended(self, timeout_s: float) -> bool:
+        """Wait for the end, at most `timeout_s` seconds; say whether it came."""
+        await asyncio.wait([self.exited], timeout=max(0.0, timeout_s))
+        return self.exited.done()
+
+    async def kill(self) -> bool:
+        """SIGKILL; False if it has not ended some seconds later (it hangs in the kernel)."""
+        if not self.exited.done():
+            self.process.send_signal(signal.SIGKILL)
+        return await self.ended(KILLED_GRACE_S)
+
+    def leave(self) -> None:
+        """Close what we hold of a worker that goes on without us; `exited` never resolves then."""
+        if not self.exited.done():
+            self._release()
+
+    def _on_exit(self) -> None:
+        code = self.process.poll()
+        reason = ExitReason(code if code is not None else -signal.SIGKILL, self._log_tail())
+        self._release()
+        if not self.exited.done():
+            self.exited.set_result(reason)
+
+    def _release(self) -> None:
+        if self.process.pidfd < 0:
+            return
+        self._loop.remove_reader(self.process.pidfd)
+        self.process.close()
+        self._channel.close()
+        os.close(self._log_fd)
+
+    def _log_tail(self) -> str:
+        with suppress(OSError):
+            start = max(0, os.fstat(self._log_fd).st_size - TAIL_BYTES)
+            return os.pread(self._log_fd, TAIL_BYTES, start).decode(errors="replace")
+        return ""
+
+    async def _why_gone(self) -> AmlmountError:
+        if not await self.ended(KILLED_GRACE_S):
+            return AmlmountError("cannot talk to the worker: it closed its socket and goes on")
+        reason = self.exited.result()
+        return AmlmountError(f"cannot serve the mount: its worker {reason.text}", details={"log": reason.log_tail})
+
+
+def open_log(path: str | None) -> int:
+    """Open a worker's log for appending (mode 0600) and reading back; without a path, a file that has no name."""
+    if path is None:
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

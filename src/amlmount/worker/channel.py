@@ -1,0 +1,118 @@
+"""JSON lines and file descriptors over a stream socket: how a worker and the process that started it talk.
+
+What the messages mean stands in `orders`; this knows only how they travel.
+"""
+
+import array
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_DESCRIPTORS = 8
+READ_BYTES = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One JSON object and the descriptors that came with it; whoever receives it owns them (close-on-exec is set)."""
+
+    body: dict[str, Any]
+    descriptors: list[int] = field(default_factory=list)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected ends: ours (never blocks) and the one to be inherited by a worker (blocks)."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.setblocking(False)
+    return ours, theirs
+
+
+def encode(body: dict[str, Any]) -> bytes:
+    """Return the line that carries `body`."""
+    return json.dumps(body, separators=(",", ":")).encode() + b"\n"
+
+
+class Channel:
+    """One end of the socket. `send` and `receive` block; the `_soon` pair are coroutines for a non-blocking socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._pending = bytearray()
+        self._descriptors: list[int] = []
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, for poll."""
+        return self._sock.fileno()
+
+    def send(self, body: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Send one message. Raises OSError when the other end is gone, BlockingIOError if it does not read."""
+        line = encode(body)
+        sent = socket.send_fds(self._sock, [line], list(descriptors)) if descriptors else self._sock.send(line)
+        if sent < len(line):
+            self._sock.sendall(line[sent:])
+
+    async def send_soon(self, body: dict[str, Any]) -> None:
+        """Send one message of any size without blocking the loop. Raises OSError when the other end is gone."""
+        await asyncio.get_running_loop().sock_sendall(self._sock, encode(body))
+
+    def receive(self) -> Message | None:
+        """Return the next message, or None when the other end is closed."""
+        while b"\n" not in self._pending:
+            if not self._fill():
+                return None
+        return self._take()
+
+    async def receive_soon(self) -> Message | None:
+        """Return the next message, or None when the other end is closed, without blocking the loop."""
+        while b"\n" not in self._pending:
+            await _readable(self._sock)
+            if not self._fill():
+                return None
+        return self._take()
+
+    def close(self) -> None:
+        """Close the socket and whatever descriptors arrived and were never taken."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+        self._sock.close()
+
+    def _fill(self) -> bool:
+        space = socket.CMSG_LEN(MAX_DESCRIPTORS * array.array("i").itemsize)
+        try:
+            data, ancillary, _, _ = self._sock.recvmsg(READ_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            return False
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                whole = len(payload) - len(payload) % array.array("i").itemsize
+                self._descriptors += array.array("i", payload[:whole])
+        self._pending += data
+        return bool(data)
+
+    def _take(self) -> Message:
+        line, _, rest = bytes(self._pending).partition(b"\n")
+        self._pending = bytearray(rest)
+        descriptors, self._descriptors = self._descriptors, []
+        return Message(json.loads(line), descriptors)
+
+
+def _settle(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sock, _settle, ready)
+    try:
+        await ready
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            loop.remove_reader(sock)

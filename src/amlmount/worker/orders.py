@@ -1,0 +1,47 @@
+"""The messages between a worker and the process that started it, in the order in which they travel.
+
+starter -> worker   start         what to serve (StartOrder); a pidfd comes with it if it is tied to a caller
+worker -> starter   ready         the store answers; or error, and the worker ends
+starter -> worker   serve         the mount's /dev/fuse descriptor comes with it, unless tied: then it mounts itself
+worker -> starter   negotiated    what INIT is about to agree on, before the kernel gets the answer
+worker -> starter   serving       the kernel has its answer
+starter -> worker   exit          end now, whatever is still open (at any time)
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from amlmount.config.spec import MountSpec
+from amlmount.mounts.target import TargetPlan
+
+START = "start"
+READY = "ready"
+ERROR = "error"
+SERVE = "serve"
+NEGOTIATED = "negotiated"
+SERVING = "serving"
+EXIT = "exit"
+
+
+@dataclass(frozen=True, slots=True)
+class StartOrder:
+    """What to serve. `tied`: the worker mounts, and takes mount and target away when its caller is gone.
+
+    `verbose` sets the level of the worker's log (its stderr).
+    """
+
+    spec: MountSpec
+    tied: TargetPlan | None = None
+    verbose: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the message body."""
+        tied = asdict(self.tied) if self.tied else None
+        return {"op": START, "spec": self.spec.model_dump(mode="json"), "tied": tied, "verbose": self.verbose}
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> "StartOrder":
+        """Read a message body; raises KeyError, TypeError or pydantic's ValidationError for anything else."""
+        tied = body["tied"]
+        plan = TargetPlan(**(tied | {"created": tuple(tied["created"])})) if tied else None
+        return cls(MountSpec.model_validate(body["spec"]), tied=plan, verbose=bool(body["verbose"]))

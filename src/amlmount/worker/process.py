@@ -1,0 +1,54 @@
+"""What a worker makes of its own process before it serves: its name, no core dumps, a log that cannot grow for ever.
+
+Nothing here knows of mounts.
+"""
+
+import ctypes
+import logging
+import os
+import resource
+import signal
+
+PR_SET_NAME = 15  # include/uapi/linux/prctl.h
+MAX_LOG_BYTES = 1 << 20
+KEPT_LOG_BYTES = 1 << 18
+STDERR_FD = 2
+
+
+def settle(name: str) -> None:
+    """Name the process `amlmount:NAME` (the kernel keeps 15 bytes), forbid core dumps, leave the caller's directory.
+
+    A core would hold file contents and credentials. The working directory must not keep anybody's mount busy.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_NAME, f"amlmount:{name}".encode()[:15], 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.umask(0o077)
+    os.chdir("/")
+
+
+class BoundedLog(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to stderr, a file the starter opened for reading and appending; keeps its last part when it is long."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record, then see to the size."""
+        super().emit(record)
+        try:
+            self._cut()
+        except OSError:  # a terminal or a pipe, when run by hand
+            return
+
+    def _cut(self) -> None:
+        size = os.fstat(STDERR_FD).st_size
+        if size <= MAX_LOG_BYTES:
+            return
+        kept = os.pread(STDERR_FD, KEPT_LOG_BYTES, size - KEPT_LOG_BYTES)
+        os.ftruncate(STDERR_FD, 0)
+        os.write(STDERR_FD, kept.partition(b"\n")[2])
+
+
+def log_to_stderr(verbose: bool) -> None:
+    """Send all logging to the bounded stderr."""
+    handler = BoundedLog()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)

@@ -1,0 +1,116 @@
+"""A worker from its first order to its end: open the store, look whether it answers, serve the kernel.
+
+Everything it needs comes over the channel, so a process forked from a loaded one can call `run` as well.
+"""
+
+import logging
+import os
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from amlmount.config.spec import MountSpec
+from amlmount.errors import AmlmountError, MountFailedError
+from amlmount.vfs.base import FileSystem
+from amlmount.worker.channel import Channel
+from amlmount.worker.orders import ERROR, NEGOTIATED, READY, SERVING, START, StartOrder
+from amlmount.worker.process import log_to_stderr, settle
+from amlmount.worker.tie import Tie
+from amlmount.worker.watch import Watch
+
+CLOSE_GRACE_S = 5.0
+if TYPE_CHECKING:
+    from amlmount.fuse.negotiate import Negotiated
+
+log = logging.getLogger(__name__)
+
+
+def run(channel: Channel) -> int:
+    """Serve one mount until it is unmounted; return the exit code. An error before that is told to the starter."""
+    message = channel.receive()
+    if message is None or message.body.get("op") != START:
+        return 0
+    order = StartOrder.from_json(message.body)
+    settle(order.spec.name)
+    log_to_stderr(order.verbose)
+    try:
+        return Worker(channel, order, message.descriptors[0] if order.tied else None).run()
+    except Exception as error:
+        _report(channel, order.spec.name, error)
+        return 1
+
+
+class Worker:
+    """One mount being served. The main thread runs it, the watch thread may end it."""
+
+    def __init__(self, channel: Channel, order: StartOrder, caller_pidfd: int | None) -> None:
+        self._channel = channel
+        self._spec = order.spec
+        self._tie = Tie(order.spec, order.tied) if order.tied else None
+        self._watch = Watch(channel, caller_pidfd, self.end)
+        self._files: FileSystem | None = None
+
+    def run(self) -> int:
+        """Open, check, tell the starter, serve. Raises what the store or the mount raises."""
+        from amlmount.worker.source import open_checked
+
+        self._watch.start()
+        try:
+            self._files = open_checked(self._spec)
+            self._channel.send({"op": READY})
+            order = self._watch.serve_order()
+            self._serve(self._tie.mount() if self._tie else order.descriptors[0], self._files)
+        finally:
+            self._close()
+        return 0
+
+    def end(self) -> None:
+        """End the process from any thread; if the store cannot be closed in time, without closing it."""
+        threading.Timer(CLOSE_GRACE_S, os._exit, (1,)).start()
+        self._close()
+        os._exit(0)
+
+    def _serve(self, descriptor: int, files: FileSystem) -> None:
+        from amlmount.fuse.adapter import Adapter
+        from amlmount.fuse.negotiate import offer_for
+        from amlmount.fuse.session import Session
+
+        offer = offer_for(self._spec.policy)
+        session = Session(descriptor, Adapter(files, self._spec), offer=offer, on_negotiated=self._negotiated)
+        log.info("ended: %s", session.run().value)
+
+    def _negotiated(self, negotiated: "Negotiated") -> None:
+        self._tell({"op": NEGOTIATED, "negotiated": negotiated.to_json()})
+        threading.Thread(target=self._prove, name="prove", daemon=True).start()
+
+    def _prove(self) -> None:
+        """Ask for the root through the kernel, as a user would; it waits until INIT is answered and accepted."""
+        try:
+            os.stat(self._spec.target)
+        except OSError as error:
+            self._tell({"op": ERROR, **_refused(self._spec, error).to_json()})
+            return
+        log.info("serving %s", self._spec.target)
+        self._tell({"op": SERVING})
+
+    def _tell(self, body: dict[str, object]) -> None:
+        with suppress(OSError):  # the starter may be gone: that is not the end of the mount
+            self._channel.send(body)
+
+    def _close(self) -> None:
+        if self._tie:
+            self._tie.let_go()
+        if self._files:
+            self._files.close()
+
+
+def _refused(spec: MountSpec, error: OSError) -> MountFailedError:
+    return MountFailedError(f"cannot use the mount at '{spec.target}': {error.strerror}")
+
+
+def _report(channel: Channel, name: str, error: Exception) -> None:
+    if not isinstance(error, AmlmountError):
+        log.error("cannot serve '%s'", name, exc_info=error)
+        error = AmlmountError(f"cannot serve '{name}': {error}", hint="its log has the traceback")
+    with suppress(OSError):
+        channel.send({"op": ERROR, **error.to_json()})
