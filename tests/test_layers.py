@@ -20,7 +20,8 @@ LAYERS = [
     {"supervisor", "session", "doctor"},
     {"api"},
     {"daemon"},
-    {"cli", "__init__", "__main__"},
+    {"cli", "__init__"},
+    {"__main__"},
 ]
 FORBIDDEN = {("cli", "supervisor"), ("cli", "engines")}  # the CLI talks to the daemon, or uses session
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

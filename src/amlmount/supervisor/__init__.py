@@ -1,0 +1,21 @@
+"""Desired against actual: `Supervisor` brings named mounts up, keeps them up and takes them down.
+
+The daemon is its only user; engines, kernel and clock are handed in (`Surroundings`), so tests need none of them.
+"""
+
+from amlmount.supervisor.host import Host, KernelHost
+from amlmount.supervisor.owner import MountOwner, Surroundings
+from amlmount.supervisor.records import MadeTarget, MountRecord, RecordStore
+from amlmount.supervisor.supervise import Outcome, Supervisor
+
+__all__ = [
+    "Host",
+    "KernelHost",
+    "MadeTarget",
+    "MountOwner",
+    "MountRecord",
+    "Outcome",
+    "RecordStore",
+    "Supervisor",
+    "Surroundings",
+]

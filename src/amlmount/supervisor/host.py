@@ -1,0 +1,124 @@
+"""What the supervisor asks of the machine, as one protocol, and the real thing behind it.
+
+All of it may block, so the supervisor calls it in threads; none of it touches a path inside a mount.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from typing import Protocol
+
+from amlmount import mounts
+from amlmount.errors import MountFailedError, NotFoundError
+from amlmount.run import is_same_process
+from amlmount.supervisor.records import MadeTarget, MountRecord, current_boot_id
+
+TERM_S = 5.0
+KILL_S = 5.0
+
+
+class Host(Protocol):
+    """Targets, and what a killed daemon left behind."""
+
+    def prepare_target(self, target: str) -> MadeTarget:
+        """Make sure an engine can mount at `target`; say which directories had to be made. Raises AmlmountError."""
+        ...
+
+    def remove_target(self, made: MadeTarget) -> None:
+        """Remove directories that `prepare_target` made; one that is in use or has content stays."""
+        ...
+
+    def end_leftover(self, record: MountRecord) -> None:
+        """End the process and the mount that `record` claims, as far as /proc and the mount table prove the claim."""
+        ...
+
+
+class KernelHost:
+    """This machine. Remembers which directories it made, so that mounts below a common one remove it together."""
+
+    def __init__(self) -> None:
+        # Guards `_made` and keeps a rmdir of one mount from coming between the mkdirs of another.
+        self._lock = threading.Lock()
+        self._made: set[str] = set()
+
+    def prepare_target(self, target: str) -> MadeTarget:
+        """See Host. A dead mount of ours that is in the way is cleared away."""
+        with self._lock:
+            plan = mounts.prepare_target(target)
+            if plan.occupant == "dead":
+                mounts.unmount(plan.path, lazy=True)
+                plan = mounts.prepare_target(target)
+            if plan.occupant != "nothing":
+                raise _taken(target)
+            shared = [path for path in _parents(plan.path) if path in self._made]
+            self._made.update(plan.created)
+            made = (*shared, *plan.created)
+            return MadeTarget(made, os.lstat(made[0]).st_dev) if made else MadeTarget()
+
+    def remove_target(self, made: MadeTarget) -> None:
+        """See Host."""
+        with self._lock:
+            if made.created:
+                plan = mounts.TargetPlan(made.created[-1], made.created, made.device)
+                self._made.difference_update(mounts.remove_target(plan))
+
+    def end_leftover(self, record: MountRecord) -> None:
+        """See Host."""
+        self._made.update(record.made.created)
+        if record.boot_id != current_boot_id():
+            return
+        _end_mount(record)
+        if record.pid is not None and record.pid_start_time is not None:
+            _end_process(record.pid, record.pid_start_time)
+
+
+def _taken(target: str) -> MountFailedError:
+    return MountFailedError(
+        f"cannot mount at '{target}': another amlmount has mounted there",
+        hint=f"take it down where it was brought up, or run: umount {target}",
+    )
+
+
+def _parents(path: str) -> list[str]:
+    """Return the directories above `path`, outermost first."""
+    above = [path]
+    while above[-1] != "/":
+        above.append(os.path.dirname(above[-1]))
+    return above[:0:-1]
+
+
+def _end_mount(record: MountRecord) -> None:
+    entry = mounts.find_mount(record.target)
+    if entry is None:
+        return
+    # Killed between mount and record: then nobody knows the id, but the place was empty when the record was begun.
+    proven = entry.mount_id == record.mount_id if record.mount_id is not None else mounts.is_ours(entry)
+    if proven and entry.is_fuse:
+        with contextlib.suppress(NotFoundError):
+            mounts.unmount(record.target, lazy=True)
+
+
+def _end_process(pid: int, start_time: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        # Checked after the pidfd is open: from here on it cannot come to mean another process.
+        if is_same_process(pid, start_time):
+            _signal_until_gone(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def _signal_until_gone(pidfd: int) -> None:
+    import select
+
+    waiter = select.poll()
+    waiter.register(pidfd, select.POLLIN)
+    for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number)
+        if waiter.poll(patience_s * 1000):
+            return

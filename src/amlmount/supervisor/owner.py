@@ -1,0 +1,277 @@
+"""One mount's owner: feeds events to `transition` and carries out its actions, one piece of work at a time.
+
+Contract: all methods run in the event loop's thread. `tell` never waits; work runs in a chain of tasks in which
+each waits for the one before, so a start never overlaps with the stop or clean-up that precedes it.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from amlmount.config.spec import MountSpec
+from amlmount.engines.base import Engine, ExitReason, Running
+from amlmount.errors import AmlmountError
+from amlmount.states import (
+    Action,
+    CancelRetry,
+    CancelStart,
+    CleanUp,
+    Event,
+    Exited,
+    Failure,
+    MountStatus,
+    Now,
+    RestartPolicy,
+    RetryAfter,
+    RetryDue,
+    Start,
+    StartBegun,
+    Started,
+    StartFailed,
+    Stop,
+    StopFailed,
+    Stopped,
+    transition,
+)
+from amlmount.supervisor.host import Host
+from amlmount.supervisor.records import MadeTarget, MountRecord, RecordStore, current_boot_id
+
+log = logging.getLogger(__name__)
+NOTHING_MADE = MadeTarget()
+
+
+def read_clock() -> Now:
+    """Return the real moment, with real luck."""
+    return Now(time.time(), time.monotonic(), random.random())
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """All that an owner needs from outside. `starts` bounds how many mounts are being made at once."""
+
+    select_engine: Callable[[MountSpec], tuple[Engine, str]]
+    host: Host
+    records: RecordStore
+    on_change: Callable[[MountStatus], None] = lambda _: None
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    now: Callable[[], Now] = read_clock
+    starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
+    start_timeout_s: float = 45.0
+    stop_timeout_s: float = 20.0
+
+
+def failure_of(error: BaseException, doing: str) -> Failure:
+    """Turn any exception into a value; one that nobody raised on purpose is logged with its traceback."""
+    if isinstance(error, AmlmountError):
+        return Failure(**error.to_json())
+    log.error("%s: unexpected error", doing, exc_info=error)
+    return Failure("failed", f"{doing}: {type(error).__name__}: {error}", "this is a bug in amlmount: please report it")
+
+
+class MountOwner:
+    """Keeps one mount as it should be. `waiters` counts the `up` calls that wait for it.
+
+    `started_for_waiters`: the start under way exists only for them, and goes when the last of them walks away.
+    `failure_told`: somebody has been told of the failure in `status`.
+    """
+
+    def __init__(self, spec: MountSpec, around: Surroundings, *, made: MadeTarget = NOTHING_MADE) -> None:
+        self.spec = spec
+        self.waiters = 0
+        self.started_for_waiters = False
+        self.failure_told = False
+        self._around = around
+        self._made = made
+        self._running: Running | None = None
+        self._engine: Engine | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._changed: list[asyncio.Future[None]] = []
+        self._next_spec: MountSpec | None = None
+        self.status = MountStatus(**_facts(spec), mount_made_target=bool(made.created))
+
+    def tell(self, event: Event) -> MountStatus:
+        """Apply `event`, set the work that follows from it going, and return the new status."""
+        before = self.status
+        self.status, actions = transition(before, event, self._around.policy, self._around.now())
+        if self.status != before:
+            self._announce(before)
+        for action in actions:
+            self._carry_out(action)
+        return self.status
+
+    async def changed(self) -> None:
+        """Wait for the next change of `status`."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changed.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._changed:
+                self._changed.remove(waiter)
+
+    def offer(self, spec: MountSpec) -> None:
+        """Take over a changed definition: now if nothing is mounted or being worked on, else at the next stop."""
+        self._next_spec = spec if spec != self.spec else None
+        if self.idle:
+            self._adopt_next_spec()
+
+    @property
+    def idle(self) -> bool:
+        """Say whether nothing is mounted and nothing is under way."""
+        return self._running is None and self._retry is None and (self._work is None or self._work.done())
+
+    async def finish(self) -> None:
+        """Wait until the work under way has ended."""
+        while self._work is not None and not self._work.done():
+            await asyncio.wait({self._work})
+
+    def _announce(self, before: MountStatus) -> None:
+        if self.status.state is not before.state:
+            self.failure_told = False
+            why = f": {self.status.last_error.message}" if self.status.last_error else ""
+            log.info("%s: %s -> %s%s", self.spec.name, before.state, self.status.state, why)
+        waiting, self._changed = self._changed, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._around.on_change(self.status)
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Start():
+                self._starting = self._begin(self._start)
+            case CancelStart() if self._starting is not None:
+                self._starting.cancel()
+            case Stop(lazy):
+                self._begin(partial(self._stop, lazy))
+            case CleanUp():
+                self._begin(self._clean_up)
+            case RetryAfter(delay_s):
+                self._retry = asyncio.get_running_loop().call_later(delay_s, self._retry_is_due)
+            case CancelRetry() if self._retry is not None:
+                self._retry.cancel()
+                self._retry = None
+
+    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> "asyncio.Task[None]":
+        self._work = asyncio.create_task(_after(self._work, work), name=f"mount {self.spec.name}")
+        return self._work
+
+    def _retry_is_due(self) -> None:
+        self._retry = None
+        self.tell(RetryDue())
+
+    # --- start ---------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        doing = f"cannot mount '{self.spec.name}'"
+        try:
+            async with self._around.starts:
+                engine, why = await asyncio.to_thread(self._around.select_engine, self.spec)
+                self.tell(StartBegun(engine.name, why))
+                self._engine, self._running = engine, await self._make_mount(engine)
+        except Exception as error:
+            self.tell(StartFailed(failure_of(error, doing)))
+            return
+        self.tell(Started(self._running.pid, made_target=bool(self._made.created)))
+        self._running.exited.add_done_callback(self._on_exit)
+
+    async def _make_mount(self, engine: Engine) -> Running:
+        preparing = asyncio.create_task(asyncio.to_thread(self._around.host.prepare_target, self.spec.target))
+        try:
+            made = await asyncio.shield(preparing)
+            made = self._made if self._made.created else made
+            self._around.records.save(self._record(engine, made))
+            running = await engine.start(self.spec, timeout_s=self._around.start_timeout_s)
+            self._around.records.save(
+                replace(
+                    self._record(engine, made),
+                    pid=running.pid,
+                    pid_start_time=running.pid_start_time,
+                    mount_id=running.mount_id,
+                )
+            )
+        except BaseException:
+            await self._unmake(preparing)
+            raise
+        self._made = made
+        return running
+
+    async def _unmake(self, preparing: "asyncio.Task[MadeTarget]") -> None:
+        # A thread cannot be cancelled: only its end says whether there is a directory to remove.
+        await asyncio.wait({preparing})
+        if self._made.created:  # it was mounted before: what was made then goes when the mount is taken down
+            return
+        if preparing.exception() is None:
+            await asyncio.to_thread(self._around.host.remove_target, preparing.result())
+        self._around.records.delete(self.spec.name)
+
+    def _record(self, engine: Engine, made: MadeTarget) -> MountRecord:
+        spec = self.spec
+        return MountRecord(spec.name, spec.target, engine.name, made, current_boot_id())
+
+    def _on_exit(self, exited: "asyncio.Future[ExitReason]") -> None:
+        running = self._running
+        if running is None or running.exited is not exited or exited.cancelled():
+            return
+        text = f"cannot serve '{self.spec.name}': its {running.engine} engine (pid {running.pid}) was "
+        reason = exited.result()
+        text = text if reason.returncode < 0 else text.removesuffix("was ")
+        hint = f"see its log with: amlmount logs {self.spec.name}"
+        self.tell(Exited(Failure("failed", text + reason.text, hint, {"returncode": reason.returncode})))
+
+    # --- stop ----------------------------------------------------------------------------------------------------
+
+    async def _stop(self, lazy: bool) -> None:
+        running = self._running
+        try:
+            if running is not None and self._engine is not None:
+                await self._engine.stop(running, lazy=lazy, timeout_s=self._around.stop_timeout_s)
+            self._running = None
+            await asyncio.to_thread(self._around.host.remove_target, self._made)
+            self._made = NOTHING_MADE
+            self._around.records.delete(self.spec.name)
+        except Exception as error:
+            self.tell(StopFailed(failure_of(error, f"cannot unmount '{self.spec.name}'")))
+            if running is not None and running.exited.done():
+                self._on_exit(running.exited)
+            return
+        self._adopt_next_spec()
+        self.tell(Stopped())
+
+    async def _clean_up(self) -> None:
+        running, self._running = self._running, None
+        if running is None or self._engine is None:
+            return
+        try:
+            await self._engine.stop(running, lazy=True, timeout_s=self._around.stop_timeout_s)
+        except Exception as error:
+            failure = failure_of(error, f"cannot clear away the dead mount of '{self.spec.name}'")
+            log.warning("%s: %s", self.spec.name, failure.message)
+
+    def _adopt_next_spec(self) -> None:
+        if self._next_spec is not None:
+            self.spec, self._next_spec = self._next_spec, None
+            self.status = replace(self.status, **_facts(self.spec))
+
+
+def _facts(spec: MountSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "target": spec.target,
+        "source": spec.description,
+        "read_only": spec.read_only,
+        "profile": spec.policy.profile,
+    }
+
+
+async def _after(previous: "asyncio.Task[None] | None", work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    if previous is not None and not previous.done():
+        await asyncio.wait({previous})
+    await work()

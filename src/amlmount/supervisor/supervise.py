@@ -1,0 +1,247 @@
+"""All mounts of one daemon: picks them by name, brings them up and down, waits for what comes of it.
+
+Contract: everything runs in the event loop's thread; concurrent calls are welcome, each mount's owner sorts them out.
+"""
+
+import asyncio
+import difflib
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from amlmount.config.spec import MountSpec
+from amlmount.errors import NotFoundError
+from amlmount.states import COMING, SERVING, Failure, MountState, MountStatus, Unwanted, Wanted
+from amlmount.supervisor.owner import MountOwner, Surroundings
+from amlmount.supervisor.records import MountRecord
+
+log = logging.getLogger(__name__)
+Progress = Callable[[MountStatus], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of an `up` or `down`: every mount that was meant, and why those in `errors` did not make it."""
+
+    mounts: list[MountStatus]
+    errors: dict[str, Failure] = field(default_factory=dict)
+
+
+class Supervisor:
+    """The owners of all mounts, by name, in the order of the configuration."""
+
+    def __init__(self, around: Surroundings, specs: Iterable[MountSpec] = ()) -> None:
+        self._around = replace(around, on_change=self._tell_listeners)
+        self._owners: dict[str, MountOwner] = {}
+        self._listeners: list[Progress] = []
+        self._specs: dict[str, MountSpec] = {}
+        self.update(specs)
+
+    def update(self, specs: Iterable[MountSpec]) -> None:
+        """Take over a configuration. What is mounted stays as it is: a changed definition waits for its next `up`."""
+        self._specs = {spec.name: spec for spec in specs}
+        for name, spec in self._specs.items():
+            if name in self._owners:
+                self._owners[name].offer(spec)
+            else:
+                self._owners[name] = MountOwner(spec, self._around)
+        self._drop_forgotten()
+
+    async def recover(self) -> None:
+        """Deal with what a killed daemon left: end it, and mount again what is still in the configuration."""
+        leftovers = self._around.records.load()
+        await asyncio.gather(*(self._recover_one(record) for record in leftovers))
+
+    def status(self, names: Sequence[str] | None = None) -> list[MountStatus]:
+        """Return the status of the named mounts, or of all. Raises NotFoundError."""
+        return [owner.status for owner in self._pick(names)]
+
+    @property
+    def needed(self) -> bool:
+        """Say whether a daemon must stay for these mounts: something is up, coming, going, or failed unheard."""
+        return any(
+            not (
+                owner.status.state is MountState.UNMOUNTED
+                or (owner.status.state is MountState.FAILED and owner.failure_told)
+            )
+            or not owner.idle
+            for owner in self._owners.values()
+        )
+
+    async def up(
+        self,
+        names: Sequence[str] | None,
+        *,
+        wait: bool,
+        timeout_s: float,
+        progress: Progress = lambda _: None,
+    ) -> Outcome:
+        """Ask for the named mounts (None: all) and, with `wait`, wait for each to be mounted or to fail.
+
+        Cancelled while waiting: mounts that only such a call wanted and that are still on their way are undone.
+        Raises NotFoundError before anything is done.
+        """
+        owners = self._pick(names)
+        with _Listening(self._listeners, owners, progress):
+            for owner in owners:
+                idle = owner.status.state in (MountState.UNMOUNTED, MountState.FAILED)
+                owner.started_for_waiters = wait and (idle or owner.started_for_waiters)
+                owner.tell(Wanted())
+            if not wait:
+                return Outcome([owner.status for owner in owners])
+            return await self._wait_for_all(owners, timeout_s)
+
+    async def down(
+        self,
+        names: Sequence[str] | None,
+        *,
+        lazy: bool,
+        timeout_s: float,
+        progress: Progress = lambda _: None,
+    ) -> Outcome:
+        """Take the named mounts (None: all) down and wait for it. Busy ones stay and are among the errors."""
+        owners = self._pick(names)
+        with _Listening(self._listeners, owners, progress):
+            errors = await _within(timeout_s, {o.spec.name: _take_down(o, lazy) for o in owners}, "unmount")
+        self._drop_forgotten()
+        return Outcome([owner.status for owner in owners], errors)
+
+    async def close(self, *, timeout_s: float) -> None:
+        """Take everything down for good: politely first, then lazily, and return within about `timeout_s` seconds."""
+        outcome = await self.down(None, lazy=False, timeout_s=timeout_s * 0.6)
+        for name, failure in outcome.errors.items():
+            log.warning("%s: %s; letting go of it lazily", name, failure.message)
+        if outcome.errors:
+            await self.down(list(outcome.errors), lazy=True, timeout_s=timeout_s * 0.4)
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    async def _wait_for_all(self, owners: list[MountOwner], timeout_s: float) -> Outcome:
+        for owner in owners:
+            owner.waiters += 1
+        try:
+            errors = await _within(timeout_s, {o.spec.name: _wait_until_up(o) for o in owners}, "mount")
+        except asyncio.CancelledError:
+            _abandon(owners)
+            raise
+        finally:
+            for owner in owners:
+                owner.waiters -= 1
+        for owner in owners:
+            owner.failure_told |= owner.spec.name in errors
+        return Outcome([owner.status for owner in owners], errors)
+
+    async def _recover_one(self, record: MountRecord) -> None:
+        # Adoption goes here: an engine that is proven alive is handed to its owner instead of being ended.
+        try:
+            await asyncio.to_thread(self._around.host.end_leftover, record)
+        except Exception:
+            log.exception("cannot clear away what was left of '%s'", record.name)
+        self._around.records.delete(record.name)
+        spec = self._specs.get(record.name)
+        if spec is not None and spec.target == record.target:
+            self._owners[record.name] = MountOwner(spec, self._around, made=record.made)
+            self._owners[record.name].tell(Wanted())
+        else:
+            await asyncio.to_thread(self._around.host.remove_target, record.made)
+
+    def _pick(self, names: Sequence[str] | None) -> list[MountOwner]:
+        if names is None:
+            return list(self._owners.values())
+        for name in names:
+            if name not in self._owners:
+                raise _unknown(name, list(self._owners))
+        return [self._owners[name] for name in dict.fromkeys(names)]
+
+    def _drop_forgotten(self) -> None:
+        for name in list(self._owners):
+            owner = self._owners[name]
+            if name not in self._specs and owner.status.state is MountState.UNMOUNTED and owner.idle:
+                del self._owners[name]
+
+    def _tell_listeners(self, status: MountStatus) -> None:
+        for listener in list(self._listeners):
+            listener(status)
+
+
+class _Listening:
+    """Passes changes of these owners on to `progress` while the block runs."""
+
+    def __init__(self, listeners: list[Progress], owners: list[MountOwner], progress: Progress) -> None:
+        names = {owner.spec.name for owner in owners}
+        self._listeners = listeners
+        self._listener: Progress = lambda status: progress(status) if status.name in names else None
+
+    def __enter__(self) -> None:
+        self._listeners.append(self._listener)
+
+    def __exit__(self, *_: object) -> None:
+        self._listeners.remove(self._listener)
+
+
+async def _within(
+    timeout_s: float, jobs: dict[str, Coroutine[Any, Any, Failure | None]], verb: str
+) -> dict[str, Failure]:
+    """Run all jobs at once; a job that is not done in time counts as failed by timeout."""
+    tasks = {name: asyncio.create_task(job) for name, job in jobs.items()}
+    try:
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=timeout_s)
+    finally:
+        for task in tasks.values():
+            task.cancel()
+    late = Failure("timeout", "", "it goes on in the background: see amlmount ps")
+    found = {name: task.result() if task.done() else late for name, task in tasks.items()}
+    message = "cannot {verb} '{name}' within {timeout_s:g} s"
+    return {
+        name: replace(failure, message=message.format(verb=verb, name=name, timeout_s=timeout_s))
+        if failure is late
+        else failure
+        for name, failure in found.items()
+        if failure is not None
+    }
+
+
+async def _wait_until_up(owner: MountOwner) -> Failure | None:
+    while True:
+        status = owner.status
+        if status.state in SERVING:
+            return None
+        if status.state is MountState.FAILED:
+            return status.last_error or Failure("failed", f"cannot mount '{status.name}'")
+        if not status.wanted:
+            return Failure("failed", f"cannot mount '{status.name}': it was taken down in the meantime")
+        await owner.changed()
+
+
+async def _take_down(owner: MountOwner, lazy: bool) -> Failure | None:
+    # An unmount that somebody else began may fail for want of `lazy`: it is joined, and then ours is tried.
+    ours = owner.status.state is not MountState.UNMOUNTING
+    owner.tell(Unwanted(lazy))
+    while owner.status.state is not MountState.UNMOUNTED:
+        if owner.status.state is not MountState.UNMOUNTING:
+            if ours:
+                return owner.status.last_error or _wanted_again(owner.status.name)
+            ours = True
+            owner.tell(Unwanted(lazy))
+        await owner.changed()
+    await owner.finish()
+    return None
+
+
+def _abandon(owners: list[MountOwner]) -> None:
+    for owner in owners:
+        if owner.waiters == 1 and owner.started_for_waiters and owner.status.state in COMING:
+            log.info("%s: whoever asked for it has gone", owner.spec.name)
+            owner.tell(Unwanted())
+
+
+def _wanted_again(name: str) -> Failure:
+    return Failure("failed", f"cannot unmount '{name}': it was asked for again in the meantime")
+
+
+def _unknown(name: str, known: list[str]) -> NotFoundError:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else "the configuration has: " + (", ".join(known) or "no mounts")
+    return NotFoundError(f"cannot find a mount named '{name}'", hint=hint, details={"name": name})

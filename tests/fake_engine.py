@@ -1,0 +1,153 @@
+"""An engine and a host that exist only in memory, scripted by the test, and a supervisor around them."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from amlmount.config.spec import MountSpec
+from amlmount.engines.base import Engine, ExitReason, Running
+from amlmount.errors import AmlmountError, BusyError
+from amlmount.states import RestartPolicy
+from amlmount.supervisor import MadeTarget, MountRecord, RecordStore, Supervisor, Surroundings
+
+POLICY = {
+    "profile": "standard",
+    "attr_timeout_s": 1,
+    "entry_timeout_s": 1,
+    "negative_timeout_s": 1,
+    "list_ttl_s": 1,
+    "no_open": False,
+    "pinned": False,
+    "keep_cache": True,
+    "direct_io": False,
+    "max_read_bytes": 1,
+    "read_ahead_max_bytes": 1,
+    "prefetch_small_bytes": 0,
+    "prefetch_budget_bytes": 0,
+    "cache_on_disk": False,
+}
+
+
+def spec_named(name: str, target: str | None = None) -> MountSpec:
+    return MountSpec.model_validate(
+        {
+            "name": name,
+            "target": target or f"/fake/{name}",
+            "sources": (),
+            "description": f"source of {name}",
+            "read_only": True,
+            "engine": "auto",
+            "policy": POLICY,
+            "ownership": {"uid": 0, "gid": 0, "file_mode": 0o444, "dir_mode": 0o555},
+            "allow_other": False,
+        }
+    )
+
+
+@dataclass
+class FakeEngine:
+    """Starts and stops at once unless a gate is closed; `start_errors` and `stop_errors` are raised one by one."""
+
+    name: str = "python"
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    stop_gate: asyncio.Event = field(default_factory=asyncio.Event)
+    start_errors: list[BaseException] = field(default_factory=list)
+    stop_errors: list[BaseException] = field(default_factory=list)
+    busy: bool = False
+    alive: dict[str, Running] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+    starting: int = 0
+    most_starting: int = 0
+    _pids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1000))
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+        self.stop_gate.set()
+
+    async def start(self, spec: MountSpec, *, timeout_s: float) -> Running:
+        self.log.append(f"start {spec.name}")
+        self.starting += 1
+        self.most_starting = max(self.most_starting, self.starting)
+        try:
+            await self.gate.wait()
+            await asyncio.sleep(0)
+            if self.start_errors:
+                raise self.start_errors.pop(0)
+        except asyncio.CancelledError:
+            self.log.append(f"undo {spec.name}")
+            raise
+        finally:
+            self.starting -= 1
+        assert spec.name not in self.alive, "started twice"
+        exited: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
+        running = Running(spec, self.name, next(self._pids), 1, -1, 1, exited)
+        self.alive[spec.name] = running
+        return running
+
+    async def stop(self, running: Running, *, lazy: bool, timeout_s: float) -> None:
+        self.log.append(f"stop {running.spec.name}" + (" lazily" if lazy else ""))
+        await self.stop_gate.wait()
+        if self.stop_errors:
+            raise self.stop_errors.pop(0)
+        if self.busy and not lazy:
+            raise BusyError(
+                f"cannot unmount '{running.spec.target}': in use by cat (pid 7, open file /x)",
+                details={"holders": [{"pid": 7, "command": "cat", "what": "open file /x"}]},
+            )
+        self.alive.pop(running.spec.name, None)
+        if not running.exited.done():
+            running.exited.set_result(ExitReason(0))
+
+    def kill(self, name: str, returncode: int = -9) -> None:
+        self.alive[name].exited.set_result(ExitReason(returncode))
+
+
+@dataclass
+class FakeHost:
+    """Remembers what was made and removed; a target in `refused` cannot be prepared."""
+
+    present: set[str] = field(default_factory=set)
+    refused: dict[str, AmlmountError] = field(default_factory=dict)
+    ended: list[MountRecord] = field(default_factory=list)
+
+    def prepare_target(self, target: str) -> MadeTarget:
+        if target in self.refused:
+            raise self.refused[target]
+        if target in self.present:
+            return MadeTarget()
+        self.present.add(target)
+        return MadeTarget((target,), 1)
+
+    def remove_target(self, made: MadeTarget) -> None:
+        self.present.difference_update(made.created)
+
+    def end_leftover(self, record: MountRecord) -> None:
+        self.ended.append(record)
+
+
+@dataclass
+class FakeWorld:
+    """A supervisor of fakes. Make it inside a running loop."""
+
+    records: RecordStore
+    names: tuple[str, ...] = ("a", "b")
+    policy: RestartPolicy = field(default_factory=lambda: RestartPolicy(first_delay_s=0.01, max_delay_s=0.02))
+    engine: FakeEngine = field(default_factory=FakeEngine)
+    host: FakeHost = field(default_factory=FakeHost)
+
+    def __post_init__(self) -> None:
+        self.supervisor = Supervisor(self.around(), [spec_named(name) for name in self.names])
+
+    def around(self) -> Surroundings:
+        select: Callable[[MountSpec], tuple[Engine, str]] = lambda _: (self.engine, "blobfuse2 not installed")  # noqa: E731
+        return Surroundings(select, self.host, self.records, policy=self.policy)
+
+    def states(self) -> dict[str, str]:
+        return {status.name: status.state.value for status in self.supervisor.status()}
+
+    async def until(self, **wanted: str) -> None:
+        """Wait until the named mounts are in these states."""
+        async with asyncio.timeout(5):
+            while any(self.states()[name] != state for name, state in wanted.items()):
+                await asyncio.sleep(0.001)
