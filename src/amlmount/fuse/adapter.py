@@ -1,0 +1,208 @@
+"""The kernel's requests as calls on a file system, and its answers as bytes: the read-only set.
+
+It decides nothing about blobs and nothing about threads: it passes `may_wait` on and lets WouldBlock through.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import cast
+
+from amlmount.config.spec import Ownership, Policy
+from amlmount.fuse.attributes import InodePacker
+from amlmount.fuse.directories import Directories
+from amlmount.fuse.negotiate import Feature, Negotiated
+from amlmount.fuse.protocol import (
+    DIRENT_HEADER,
+    ENTRY_OUT,
+    NAME_MAX_BYTES,
+    OPEN_OUT,
+    STATFS_OUT,
+    ForgetIn,
+    NameIn,
+    Opcode,
+    OpenFlag,
+    OpenIn,
+    ReadIn,
+    ReleaseIn,
+    Request,
+)
+from amlmount.fuse.session import Reply
+from amlmount.vfs.base import FileSystem
+
+_STATFS_BLOCK_BYTES = 4096
+# Answered ENOSYS once, these are never asked again (fs/fuse: no_flush, no_access, no_getxattr, no_lseek, ...).
+_NEVER_AGAIN = (
+    Opcode.FLUSH,
+    Opcode.FSYNC,
+    Opcode.FSYNCDIR,
+    Opcode.SYNCFS,
+    Opcode.ACCESS,  # the mount option default_permissions has the kernel check modes
+    Opcode.GETXATTR,
+    Opcode.LISTXATTR,
+    Opcode.LSEEK,
+    Opcode.POLL,
+    Opcode.STATX,
+    Opcode.BMAP,
+    Opcode.GETLK,
+    Opcode.SETLK,
+    Opcode.SETLKW,
+    Opcode.SETUPMAPPING,
+    Opcode.REMOVEMAPPING,
+)
+_CHANGES = (
+    Opcode.SETATTR,
+    Opcode.SYMLINK,
+    Opcode.MKNOD,
+    Opcode.MKDIR,
+    Opcode.UNLINK,
+    Opcode.RMDIR,
+    Opcode.RENAME,
+    Opcode.LINK,
+    Opcode.WRITE,
+    Opcode.SETXATTR,
+    Opcode.REMOVEXATTR,
+    Opcode.CREATE,
+    Opcode.FALLOCATE,
+    Opcode.RENAME2,
+    Opcode.COPY_FILE_RANGE,
+    Opcode.COPY_FILE_RANGE_64,
+    Opcode.TMPFILE,
+)
+_CONSTANT_ERRORS = (
+    dict.fromkeys(_NEVER_AGAIN, errno.ENOSYS)
+    | dict.fromkeys(_CHANGES, errno.EROFS)
+    | {Opcode.IOCTL: errno.ENOTTY}  # Python's open() asks isatty() every time; nothing ends that
+)
+
+Operation = Callable[[Request, bool], Reply]
+
+
+class ReadOnlyAdapter:
+    """A Handler over a FileSystem, for one connection. Everything a mount may be asked, and EROFS for every change."""
+
+    def __init__(self, fs: FileSystem, policy: Policy, ownership: Ownership) -> None:
+        self._fs = fs
+        self._policy = policy
+        self._packer = InodePacker(policy, ownership)
+        self._directories = Directories(fs, policy, self._packer)
+        self._no_open = False
+        self._open_reply = OPEN_OUT.pack(0, self._open_flags(), 0)
+        self._operations: dict[int, Operation] = {
+            Opcode.LOOKUP: self._lookup,
+            Opcode.FORGET: self._forget,
+            Opcode.BATCH_FORGET: self._forget,
+            Opcode.GETATTR: self._getattr,
+            Opcode.READLINK: self._readlink,
+            Opcode.OPEN: self._open,
+            Opcode.READ: self._read,
+            Opcode.STATFS: self._statfs,
+            Opcode.RELEASE: lambda request, may_wait: b"",
+            Opcode.OPENDIR: self._opendir,
+            Opcode.READDIR: self._readdir,
+            Opcode.READDIRPLUS: self._readdirplus,
+            Opcode.RELEASEDIR: self._releasedir,
+        }
+
+    @property
+    def constant_errors(self) -> Mapping[int, int]:
+        """Requests that get the same errno whatever they say."""
+        return MappingProxyType({int(opcode): number for opcode, number in _CONSTANT_ERRORS.items()})
+
+    def begin(self, negotiated: Negotiated) -> None:
+        """Learn whether the kernel can do without OPEN; whoever promised it once must keep to it."""
+        self._no_open = Feature.NO_OPEN_SUPPORT in negotiated.features
+
+    def handle(self, request: Request, *, may_wait: bool) -> Reply:
+        """Answer one request; see `session.Handler`."""
+        operation = self._operations.get(request.opcode)
+        if operation is None:
+            raise OSError(errno.ENOSYS, f"opcode {request.opcode}")
+        return operation(request, may_wait)
+
+    def undelivered(self, request: Request, reply: Reply) -> None:
+        """Take back the references of a LOOKUP or READDIRPLUS whose caller is gone."""
+        if reply is None:
+            return
+        if request.opcode == Opcode.LOOKUP:
+            self._take_back(int.from_bytes(reply[:8], "little"))
+        elif request.opcode == Opcode.READDIRPLUS:
+            position = 0
+            while position < len(reply):
+                node_id = int.from_bytes(reply[position : position + 8], "little")
+                _, _, length, _ = DIRENT_HEADER.unpack_from(reply, position + ENTRY_OUT.size)
+                position += ENTRY_OUT.size + DIRENT_HEADER.size + length + -length % 8
+                self._take_back(node_id)
+
+    def _take_back(self, node_id: int) -> None:
+        if node_id:
+            self._fs.forget(node_id, 1)
+
+    def _open_flags(self) -> OpenFlag:
+        if self._policy.direct_io:
+            return OpenFlag.DIRECT_IO
+        return OpenFlag.KEEP_CACHE if self._policy.keep_cache else OpenFlag(0)
+
+    def _lookup(self, request: Request, may_wait: bool) -> Reply:
+        name = cast(NameIn, request.body).name
+        if len(name) > NAME_MAX_BYTES:
+            raise OSError(errno.ENAMETOOLONG, "name too long")
+        try:
+            node = self._fs.lookup(request.node_id, name, may_wait=may_wait)
+        except OSError as error:
+            if error.errno == errno.ENOENT and self._policy.negative_timeout_s > 0:
+                return self._packer.negative_entry
+            raise
+        self._fs.remember(node)
+        return self._packer.entry(node)
+
+    def _forget(self, request: Request, may_wait: bool) -> Reply:
+        for node_id, nlookup in cast(ForgetIn, request.body).items:
+            self._directories.forget(node_id)
+            self._fs.forget(node_id, nlookup)
+        return None
+
+    def _getattr(self, request: Request, may_wait: bool) -> Reply:
+        return self._packer.attr(self._fs.getattr(request.node_id, may_wait=may_wait))
+
+    def _readlink(self, request: Request, may_wait: bool) -> Reply:
+        return self._fs.readlink(request.node_id, may_wait=may_wait)
+
+    def _open(self, request: Request, may_wait: bool) -> Reply:
+        if self._no_open:
+            raise OSError(errno.ENOSYS, "opens need no request")
+        flags = cast(OpenIn, request.body).flags
+        if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
+            raise OSError(errno.EROFS, "read-only mount")
+        self._fs.node(request.node_id)
+        return self._open_reply
+
+    def _read(self, request: Request, may_wait: bool) -> Reply:
+        body = cast(ReadIn, request.body)
+        data = self._fs.read(request.node_id, body.offset, body.size_bytes, may_wait=may_wait)
+        return data if len(data) <= body.size_bytes else memoryview(data)[: body.size_bytes]
+
+    def _statfs(self, request: Request, may_wait: bool) -> Reply:
+        stats = self._fs.statfs()
+        total, free = stats.total_bytes // _STATFS_BLOCK_BYTES, stats.free_bytes // _STATFS_BLOCK_BYTES
+        size = _STATFS_BLOCK_BYTES
+        return STATFS_OUT.pack(total, free, free, stats.files, 0, size, NAME_MAX_BYTES, size, 0)
+
+    def _opendir(self, request: Request, may_wait: bool) -> Reply:
+        handle, flags = self._directories.open(request.node_id)
+        return OPEN_OUT.pack(handle, flags, 0)
+
+    def _readdir(self, request: Request, may_wait: bool) -> Reply:
+        body = cast(ReadIn, request.body)
+        return self._directories.read(request.node_id, body.fh, body.offset, body.size_bytes, may_wait=may_wait)
+
+    def _readdirplus(self, request: Request, may_wait: bool) -> Reply:
+        body = cast(ReadIn, request.body)
+        return self._directories.read_plus(
+            request.node_id, body.fh, body.offset, body.size_bytes, self._fs.remember, may_wait=may_wait
+        )
+
+    def _releasedir(self, request: Request, may_wait: bool) -> Reply:
+        self._directories.release(cast(ReleaseIn, request.body).fh)
+        return b""

@@ -1,0 +1,285 @@
+"""The loop that reads the kernel's requests, has them answered, and ends cleanly whichever way the mount ends.
+
+One thread reads. What can be answered at once is answered there; what must wait for a store goes to a bounded
+pool, so one slow file never holds up the others. What a request means is the handler's business (adapter.py).
+"""
+
+import enum
+import errno
+import logging
+import os
+import select
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
+
+from amlmount.errors import MountFailedError
+from amlmount.fuse import notify
+from amlmount.fuse.buffers import HeapBuffers, RequestBuffers
+from amlmount.fuse.negotiate import Negotiated, Offer, negotiate
+from amlmount.fuse.pool import Pool
+from amlmount.fuse.protocol import (
+    IN_HEADER,
+    INIT_OUT,
+    MAJOR,
+    OUT_HEADER,
+    UNIQUE_RESEND,
+    Header,
+    InitIn,
+    InterruptIn,
+    Opcode,
+    ProtocolError,
+    Request,
+    parse_body,
+    parse_header,
+)
+from amlmount.fuse.signals import is_being_killed
+from amlmount.vfs.base import WouldBlock
+
+log = logging.getLogger(__name__)
+
+Reply = bytes | memoryview | None
+
+_READ_AGAIN = {errno.EINTR, errno.ENOENT, errno.ECONNRESET}  # ENOENT: the request was interrupted before we had it
+_GONE = {errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM}
+_FREE_RUNNING = {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY}  # get no reply
+
+
+class EndReason(enum.Enum):
+    """Why a session ended."""
+
+    UNMOUNTED = "unmounted"
+    ABORTED = "aborted"
+    STOPPED = "stopped"
+
+
+class Handler(Protocol):
+    """What the requests mean. Called from the reading thread and, with may_wait=True, from pool threads."""
+
+    @property
+    def constant_errors(self) -> Mapping[int, int]:
+        """Opcodes whose every request gets the same errno; answered without parsing."""
+        ...
+
+    def begin(self, negotiated: Negotiated) -> None:
+        """Learn what holds on this connection; before any other request."""
+        ...
+
+    def handle(self, request: Request, *, may_wait: bool) -> Reply:
+        """Return the body of the reply (None: there is none). Raises OSError (its errno is the reply) or WouldBlock."""
+        ...
+
+    def undelivered(self, request: Request, reply: Reply) -> None:
+        """Take back what `reply` gave the kernel: it no longer wanted it."""
+        ...
+
+
+class Session:
+    """Serve one connection to the kernel, from INIT or, with `negotiated`, from where a predecessor left it.
+
+    `on_negotiated` is called before INIT is answered: write the value down, a successor gets no INIT.
+    `fd` stays open; it is the caller's.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        handler: Handler,
+        *,
+        offer: Offer | None = None,
+        negotiated: Negotiated | None = None,
+        on_negotiated: Callable[[Negotiated], None] | None = None,
+        pool_threads: int = 32,
+        drain_timeout_s: float = 5.0,
+        buffers: RequestBuffers | None = None,
+    ) -> None:
+        self._fd = fd
+        self._handler = handler
+        self._offer = offer or Offer()
+        self._on_negotiated = on_negotiated
+        self._drain_timeout_s = drain_timeout_s
+        self._buffers = buffers or HeapBuffers((negotiated or self._offer).buffer_bytes)
+        self._pool = Pool(pool_threads, "fuse")
+        self._waiting: dict[int, Request] = {}  # handed to the pool; whoever pops an entry answers it
+        self._stopping = False
+        self._done = threading.Event()
+        self._failure: MountFailedError | None = None
+        self._control: dict[int, Callable[[Request], object]] = {
+            Opcode.INIT: self._on_init,
+            Opcode.INTERRUPT: self._on_interrupt,
+            Opcode.NOTIFY_REPLY: lambda request: None,  # only `stop` asks for one, and it only wants to wake us
+            Opcode.DESTROY: lambda request: self._reply(request.unique, b""),
+        }
+        self._constant_errors = handler.constant_errors
+        self.request_counts: dict[int, int] = {}
+        if negotiated is not None:
+            handler.begin(negotiated)
+
+    def run(self) -> EndReason:
+        """Serve until unmounted, aborted or stopped. Raises MountFailedError if the kernel is too old, OSError if
+        `fd` is no descriptor of a mount."""
+        try:
+            return self._serve()
+        finally:
+            if not self._pool.close(self._drain_timeout_s):
+                log.warning("%d requests were still waiting for the store when the session ended", len(self._waiting))
+            self._waiting.clear()
+            self._done.set()
+
+    def stop(self, timeout_s: float = 10.0) -> bool:
+        """End `run` from another thread without unmounting; callers then wait for whoever reads next.
+
+        Requests already read are answered first, within the drain timeout. False if `run` did not end in time.
+        """
+        self._stopping = True
+        for _ in range(max(1, int(timeout_s * 10))):
+            notify.poke(self._fd)
+            if self._done.wait(0.1):
+                return True
+        return False
+
+    def _serve(self) -> EndReason:
+        fd, buffers = self._fd, self._buffers
+        while not self._stopping:
+            buffer = buffers.take()
+            try:
+                size_bytes = os.readv(fd, (buffer,))
+            except OSError as error:
+                buffers.give_back(buffer)
+                if (reason := self._after_failed_read(error)) is not None:
+                    return reason
+                continue
+            if self._dispatch(buffer[:size_bytes], buffer):
+                buffers.give_back(buffer)
+            if self._failure is not None:
+                raise self._failure
+        return EndReason.STOPPED
+
+    def _after_failed_read(self, error: OSError) -> EndReason | None:
+        if error.errno in _READ_AGAIN:
+            return None
+        if error.errno == errno.EAGAIN:  # somebody made the shared description non-blocking
+            select.select([self._fd], [], [], 1.0)
+            return None
+        if error.errno == errno.ENODEV:
+            return EndReason.UNMOUNTED
+        if error.errno == errno.ECONNABORTED:
+            return EndReason.ABORTED
+        raise error
+
+    def _dispatch(self, data: memoryview, buffer: memoryview) -> bool:
+        """Answer one request, or hand it with its buffer to the pool and return False."""
+        try:
+            header = parse_header(data)
+            opcode = header.opcode
+            self.request_counts[opcode] = self.request_counts.get(opcode, 0) + 1
+            constant = self._constant_errors.get(opcode)
+            if constant is not None:
+                self._reply_error(header.unique, constant)
+                return True
+            request = parse_body(header, data)
+        except ProtocolError as error:
+            self._refuse(data, error)
+            return True
+        control = self._control.get(opcode)
+        if control is not None:
+            control(request)
+            return True
+        return self._answer_now(request, buffer)
+
+    def _answer_now(self, request: Request, buffer: memoryview) -> bool:
+        try:
+            reply = self._handler.handle(request, may_wait=False)
+        except WouldBlock:
+            self._waiting[request.unique & ~UNIQUE_RESEND] = request
+            self._pool.submit(partial(self._answer_waiting, request, buffer))
+            return False
+        except Exception as error:
+            self._fail(request, error)
+            return True
+        if reply is not None:
+            self._deliver(request, reply)
+        return True
+
+    def _answer_waiting(self, request: Request, buffer: memoryview) -> None:
+        key = request.unique & ~UNIQUE_RESEND
+        reply: Reply = None
+        failure: Exception | None = None
+        if key in self._waiting:
+            try:
+                reply = self._handler.handle(request, may_wait=True)
+            except Exception as error:
+                failure = error
+        wanted = self._waiting.pop(key, None) is not None
+        if wanted and failure is not None:
+            self._fail(request, failure)
+        elif wanted and reply is not None:
+            self._deliver(request, reply)
+        elif reply is not None:
+            self._handler.undelivered(request, reply)
+        self._buffers.give_back(buffer)
+
+    def _on_init(self, request: Request) -> None:
+        init = request.body
+        assert isinstance(init, InitIn)
+        if init.major > MAJOR:  # we say what we speak, and the kernel asks again in that
+            self._reply(request.unique, MAJOR.to_bytes(4, "little").ljust(INIT_OUT.size, b"\0"))
+            return
+        try:
+            negotiated = negotiate(init, self._offer)
+        except MountFailedError as error:
+            self._failure = error
+            self._reply_error(request.unique, errno.EPROTO)
+            return
+        if self._on_negotiated is not None:
+            self._on_negotiated(negotiated)
+        self._handler.begin(negotiated)
+        self._reply(request.unique, negotiated.pack())
+
+    def _on_interrupt(self, request: Request) -> None:
+        """A signal for a caller that waits. Only one that ends it is heeded: read(2) of a file does not give EINTR
+        to a program for its SIGCHLD or SIGPROF, but a killed one shall go at once."""
+        assert isinstance(request.body, InterruptIn)
+        key = request.body.unique & ~UNIQUE_RESEND
+        waiting = self._waiting.get(key)
+        if waiting is not None and is_being_killed(waiting.pid) and self._waiting.pop(key, None) is not None:
+            self._reply_error(waiting.unique, errno.EINTR)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno:
+            number = error.errno
+        else:
+            log.error("opcode %d on node %d failed", request.opcode, request.node_id, exc_info=error)
+            number = errno.EIO
+        if request.opcode not in _FREE_RUNNING:
+            self._reply_error(request.unique, number)
+
+    def _refuse(self, data: memoryview, error: ProtocolError) -> None:
+        log.error("cannot read a request of the kernel: %s", error)
+        if len(data) >= IN_HEADER.size:
+            header = Header._make((*IN_HEADER.unpack_from(data)[1:7], 0))
+            if header.opcode not in _FREE_RUNNING:
+                self._reply_error(header.unique, errno.EIO)
+
+    def _deliver(self, request: Request, body: bytes | memoryview) -> None:
+        if not self._reply(request.unique, body):
+            self._handler.undelivered(request, body)
+
+    def _reply_error(self, unique: int, number: int) -> None:
+        try:
+            os.write(self._fd, OUT_HEADER.pack(OUT_HEADER.size, -number, unique))
+        except OSError as error:
+            if error.errno not in _GONE:
+                log.error("cannot answer request %d with errno %d: %s", unique, number, error)
+
+    def _reply(self, unique: int, body: bytes | memoryview) -> bool:
+        try:
+            os.writev(self._fd, (OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique), body))
+        except OSError as error:
+            if error.errno in _GONE:
+                return False
+            log.error("cannot answer request %d with %d bytes: %s", unique, len(body), error)
+            self._reply_error(unique, errno.EIO)  # nobody may wait for ever for what the kernel did not take
+            return False
+        return True
