@@ -119,6 +119,11 @@ class FakeHost:
         self.present.add(target)
         return MadeTarget((target,), 1)
 
+    def missing_directories(self, target: str) -> tuple[str, ...]:
+        if target in self.refused:
+            raise self.refused[target]
+        return () if target in self.present else (target,)
+
     def remove_target(self, made: MadeTarget) -> None:
         self.present.difference_update(made.created)
 

@@ -296,12 +296,43 @@ def test_leftovers_of_a_killed_daemon_are_ended_and_mounted_again(play: Play) ->
         for record in (left("a"), left("gone")):
             world.records.save(record)
             world.host.present.add(record.target)
-        await world.supervisor.recover()
-        assert [record.name for record in world.host.ended] == ["a", "gone"]
+        world.supervisor.recover()
+        assert world.supervisor.needed and world.states()["a"] == "pending"
         await world.until(a="mounted")
+        while len(world.host.ended) < 2:
+            await asyncio.sleep(0.001)
+        assert {record.name for record in world.host.ended} == {"a", "gone"}
+        await asyncio.sleep(0.02)
         assert world.states()["b"] == "unmounted"
         assert world.supervisor.status(["a"])[0].mount_made_target, "what the dead daemon made, we take away"
         assert world.host.present == {"/fake/a"}
+
+    play(scenario)
+
+
+def test_a_leftover_of_a_mount_that_has_moved(play: Play) -> None:
+    async def scenario(world: FakeWorld) -> None:
+        world.records.save(left("a"))
+        world.host.present.add("/fake/a")
+        world.supervisor.update([spec_named("a", "/fake/new")])
+        world.supervisor.recover()
+        assert await up(world, "a") == {}
+        assert world.host.present == {"/fake/new"}
+
+    play(scenario)
+
+
+def test_a_plan_does_nothing(play: Play) -> None:
+    async def scenario(world: FakeWorld) -> None:
+        await up(world, "a")
+        world.host.refused["/fake/b"] = MountFailedError("cannot mount at '/fake/b': it is not empty")
+        [a, b] = await world.supervisor.plan(None)
+        assert (a.action, a.engine, b.action) == ("keep", "python", "fail")
+        assert b.error is not None and b.error.code == "mount_failed"
+        del world.host.refused["/fake/b"]
+        [b] = await world.supervisor.plan(["b"])
+        assert (b.action, b.engine_why, b.makes) == ("mount", "blobfuse2 not installed", ("/fake/b",))
+        assert world.states()["b"] == "unmounted" and world.host.present == {"/fake/a"}
 
     play(scenario)
 

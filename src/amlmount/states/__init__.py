@@ -24,7 +24,17 @@ from amlmount.states.machine import (
     Wanted,
     transition,
 )
-from amlmount.states.status import COMING, SCHEMA_VERSION, SERVING, Failure, MountState, MountStatus, rfc3339
+from amlmount.states.status import (
+    COMING,
+    SCHEMA_VERSION,
+    SERVING,
+    Failure,
+    MountState,
+    MountStatus,
+    Outcome,
+    Plan,
+    rfc3339,
+)
 
 __all__ = [
     "COMING",
@@ -42,6 +52,8 @@ __all__ = [
     "MountState",
     "MountStatus",
     "Now",
+    "Outcome",
+    "Plan",
     "RestartPolicy",
     "RetryAfter",
     "RetryDue",

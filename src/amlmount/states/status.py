@@ -126,3 +126,53 @@ def rfc3339(wall_s: float) -> str | None:
     if not wall_s:
         return None
     return datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of an `up` or `down`: every mount that was meant, and why those in `errors` did not make it."""
+
+    mounts: list[MountStatus]
+    errors: dict[str, Failure] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the last line of a streamed answer."""
+        errors = {name: failure.to_json() for name, failure in self.errors.items()}
+        return {"mounts": [status.to_json() for status in self.mounts], "errors": errors}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Outcome":
+        """Rebuild what `to_json` wrote."""
+        errors = {name: Failure(**failure) for name, failure in data["errors"].items()}
+        return cls([MountStatus.from_json(status) for status in data["mounts"]], errors)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `up` would do with one mount: `action` is `mount`, `keep` (it is up) or `fail` (`error` says why).
+
+    `makes` are the directories that would be made for the target.
+    """
+
+    name: str
+    target: str
+    source: str
+    action: str
+    engine: str | None = None
+    engine_why: str | None = None
+    makes: tuple[str, ...] = ()
+    error: Failure | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object of `up --dry-run -o json`."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "target": self.target,
+            "source": self.source,
+            "action": self.action,
+            "engine": self.engine,
+            "engine_why": self.engine_why,
+            "makes": list(self.makes),
+            "error": self.error.to_json() if self.error else None,
+        }

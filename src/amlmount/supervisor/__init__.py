@@ -6,7 +6,7 @@ The daemon is its only user; engines, kernel and clock are handed in (`Surroundi
 from amlmount.supervisor.host import Host, KernelHost
 from amlmount.supervisor.owner import MountOwner, Surroundings
 from amlmount.supervisor.records import MadeTarget, MountRecord, RecordStore
-from amlmount.supervisor.supervise import Outcome, Supervisor
+from amlmount.supervisor.supervise import Supervisor
 
 __all__ = [
     "Host",
@@ -14,7 +14,6 @@ __all__ = [
     "MadeTarget",
     "MountOwner",
     "MountRecord",
-    "Outcome",
     "RecordStore",
     "Supervisor",
     "Surroundings",

@@ -25,6 +25,10 @@ class Host(Protocol):
         """Make sure an engine can mount at `target`; say which directories had to be made. Raises AmlmountError."""
         ...
 
+    def missing_directories(self, target: str) -> tuple[str, ...]:
+        """Say which directories `prepare_target` would make, outermost first. Raises as it does, makes nothing."""
+        ...
+
     def remove_target(self, made: MadeTarget) -> None:
         """Remove directories that `prepare_target` made; one that is in use or has content stays."""
         ...
@@ -55,6 +59,14 @@ class KernelHost:
             self._made.update(plan.created)
             made = (*shared, *plan.created)
             return MadeTarget(made, os.lstat(made[0]).st_dev) if made else MadeTarget()
+
+    def missing_directories(self, target: str) -> tuple[str, ...]:
+        """See Host."""
+        plan = mounts.prepare_target(target, make=False)
+        if plan.occupant == "ours":
+            raise _taken(target)
+        path = () if plan.occupant == "dead" else (*_parents(plan.path), plan.path)
+        return tuple(place for place in path if not os.path.lexists(place))
 
     def remove_target(self, made: MadeTarget) -> None:
         """See Host."""

@@ -73,6 +73,17 @@ def failure_of(error: BaseException, doing: str) -> Failure:
     return Failure("failed", f"{doing}: {type(error).__name__}: {error}", "this is a bug in amlmount: please report it")
 
 
+async def clear_leftover(around: Surroundings, record: MountRecord, *, keep_target: bool) -> None:
+    """End what a killed daemon left of one mount; the directories it made go too unless they are to be kept."""
+    try:
+        await asyncio.to_thread(around.host.end_leftover, record)
+        if not keep_target:
+            await asyncio.to_thread(around.host.remove_target, record.made)
+    except Exception:
+        log.exception("cannot clear away what was left of '%s'", record.name)
+    around.records.delete(record.name)
+
+
 class MountOwner:
     """Keeps one mount as it should be. `waiters` counts the `up` calls that wait for it.
 
@@ -80,13 +91,14 @@ class MountOwner:
     `failure_told`: somebody has been told of the failure in `status`.
     """
 
-    def __init__(self, spec: MountSpec, around: Surroundings, *, made: MadeTarget = NOTHING_MADE) -> None:
+    def __init__(self, spec: MountSpec, around: Surroundings, *, leftover: MountRecord | None = None) -> None:
         self.spec = spec
         self.waiters = 0
         self.started_for_waiters = False
         self.failure_told = False
         self._around = around
-        self._made = made
+        kept = leftover is not None and leftover.target == spec.target
+        self._made = leftover.made if leftover is not None and kept else NOTHING_MADE
         self._running: Running | None = None
         self._engine: Engine | None = None
         self._work: asyncio.Task[None] | None = None
@@ -94,7 +106,9 @@ class MountOwner:
         self._retry: asyncio.TimerHandle | None = None
         self._changed: list[asyncio.Future[None]] = []
         self._next_spec: MountSpec | None = None
-        self.status = MountStatus(**_facts(spec), mount_made_target=bool(made.created))
+        self.status = MountStatus(**_facts(spec), mount_made_target=bool(self._made.created))
+        if leftover is not None:
+            self._begin(partial(clear_leftover, around, leftover, keep_target=kept))
 
     def tell(self, event: Event) -> MountStatus:
         """Apply `event`, set the work that follows from it going, and return the new status."""

@@ -7,25 +7,17 @@ import asyncio
 import difflib
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from amlmount.config.spec import MountSpec
 from amlmount.errors import NotFoundError
-from amlmount.states import COMING, SERVING, Failure, MountState, MountStatus, Unwanted, Wanted
-from amlmount.supervisor.owner import MountOwner, Surroundings
-from amlmount.supervisor.records import MountRecord
+from amlmount.states import COMING, SERVING, Failure, MountState, MountStatus, Outcome, Plan, Unwanted, Wanted
+from amlmount.supervisor.owner import MountOwner, Surroundings, clear_leftover
+from amlmount.supervisor.planning import plan_for
 
 log = logging.getLogger(__name__)
 Progress = Callable[[MountStatus], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of an `up` or `down`: every mount that was meant, and why those in `errors` did not make it."""
-
-    mounts: list[MountStatus]
-    errors: dict[str, Failure] = field(default_factory=dict)
 
 
 class Supervisor:
@@ -35,6 +27,7 @@ class Supervisor:
         self._around = replace(around, on_change=self._tell_listeners)
         self._owners: dict[str, MountOwner] = {}
         self._listeners: list[Progress] = []
+        self._chores: set[asyncio.Task[None]] = set()
         self._specs: dict[str, MountSpec] = {}
         self.update(specs)
 
@@ -48,10 +41,18 @@ class Supervisor:
                 self._owners[name] = MountOwner(spec, self._around)
         self._drop_forgotten()
 
-    async def recover(self) -> None:
-        """Deal with what a killed daemon left: end it, and mount again what is still in the configuration."""
-        leftovers = self._around.records.load()
-        await asyncio.gather(*(self._recover_one(record) for record in leftovers))
+    def recover(self) -> None:
+        """Begin to deal with what a killed daemon left: end it, and mount again what is still in the configuration."""
+        for record in self._around.records.load():
+            spec = self._specs.get(record.name)
+            # Adoption goes here: an engine that is proven alive is handed to its owner instead of being ended.
+            if spec is not None:
+                self._owners[record.name] = MountOwner(spec, self._around, leftover=record)
+                self._owners[record.name].tell(Wanted())
+            else:
+                chore = asyncio.create_task(clear_leftover(self._around, record, keep_target=False))
+                self._chores.add(chore)
+                chore.add_done_callback(self._chores.discard)
 
     def status(self, names: Sequence[str] | None = None) -> list[MountStatus]:
         """Return the status of the named mounts, or of all. Raises NotFoundError."""
@@ -60,14 +61,19 @@ class Supervisor:
     @property
     def needed(self) -> bool:
         """Say whether a daemon must stay for these mounts: something is up, coming, going, or failed unheard."""
-        return any(
-            not (
-                owner.status.state is MountState.UNMOUNTED
-                or (owner.status.state is MountState.FAILED and owner.failure_told)
-            )
-            or not owner.idle
+        return bool(self._chores) or any(
+            owner.status.state is not MountState.UNMOUNTED
+            and not (owner.status.state is MountState.FAILED and owner.failure_told)
             for owner in self._owners.values()
         )
+
+    def listen(self, listener: Progress) -> None:
+        """Call `listener` with the new status at every change of any mount, from now on."""
+        self._listeners.append(listener)
+
+    async def plan(self, names: Sequence[str] | None) -> list[Plan]:
+        """Say what `up` would do, and do nothing. Raises NotFoundError."""
+        return [await asyncio.to_thread(plan_for, owner, self._around) for owner in self._pick(names)]
 
     async def up(
         self,
@@ -114,6 +120,8 @@ class Supervisor:
             log.warning("%s: %s; letting go of it lazily", name, failure.message)
         if outcome.errors:
             await self.down(list(outcome.errors), lazy=True, timeout_s=timeout_s * 0.4)
+        if self._chores:
+            await asyncio.wait(set(self._chores), timeout=timeout_s * 0.4)
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -131,20 +139,6 @@ class Supervisor:
         for owner in owners:
             owner.failure_told |= owner.spec.name in errors
         return Outcome([owner.status for owner in owners], errors)
-
-    async def _recover_one(self, record: MountRecord) -> None:
-        # Adoption goes here: an engine that is proven alive is handed to its owner instead of being ended.
-        try:
-            await asyncio.to_thread(self._around.host.end_leftover, record)
-        except Exception:
-            log.exception("cannot clear away what was left of '%s'", record.name)
-        self._around.records.delete(record.name)
-        spec = self._specs.get(record.name)
-        if spec is not None and spec.target == record.target:
-            self._owners[record.name] = MountOwner(spec, self._around, made=record.made)
-            self._owners[record.name].tell(Wanted())
-        else:
-            await asyncio.to_thread(self._around.host.remove_target, record.made)
 
     def _pick(self, names: Sequence[str] | None) -> list[MountOwner]:
         if names is None:
