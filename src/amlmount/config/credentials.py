@@ -4,10 +4,12 @@ A secret written into the file itself is refused: files are copied, committed an
 Azure ML compute instance the folder they usually stand in is readable by the whole workspace.
 """
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NoReturn, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
+from amlmount.config.fields import OrText
 from amlmount.config.spec import Frozen
 
 
@@ -27,7 +29,12 @@ class KeyVaultSecret(Frozen):
 class SecretRef(Frozen):
     """Where a secret is: exactly one of these."""
 
-    env: str | None = Field(default=None, min_length=1, description="name of an environment variable of the daemon")
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    # A key pasted here would be printed by whoever looks for a variable of that name.
+    env: str | None = Field(
+        default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of an environment variable of the daemon"
+    )
     file: str | None = Field(default=None, min_length=1, description="path of a file only its owner can read")
     credential: str | None = Field(default=None, min_length=1, description="name of a systemd credential")
     keyvault: KeyVaultSecret | None = Field(default=None, description="a secret of Azure Key Vault")
@@ -49,10 +56,7 @@ class SecretRef(Frozen):
 def _refuse_inline(value: object) -> object:
     if isinstance(value, dict | SecretRef):
         return value
-    raise ValueError(
-        "a secret must not stand in the configuration; put it into a file only you can read (install -m 0600 "
-        "/dev/stdin PATH, paste, Ctrl-D) and write {file: PATH}, or into the environment and write {env: NAME}"
-    )
+    raise PydanticCustomError("inline_secret", "a secret must not stand in the configuration itself")
 
 
 Secret = Annotated[SecretRef, BeforeValidator(_refuse_inline)]
@@ -133,6 +137,7 @@ CREDENTIAL_KINDS: dict[str, type[Frozen]] = {
     "workload_identity": WorkloadIdentity,
     "anonymous": Anonymous,
 }
+BARE_KINDS = ("managed_identity", "azure_cli", "workload_identity", "anonymous")
 _SERVICE_PRINCIPAL_KEYS = {"tenant_id", "client_id", "authority_url", "authority_uri", "resource_url"}
 _CERTIFICATE_KEYS = {"certificate", "thumbprint"}
 
@@ -150,17 +155,20 @@ def _kind(value: object) -> str | None:
 
 def _prepare(value: object) -> object:
     """Accept a bare name (`azure_cli`) and Azure ML's other spelling; refuse none or several kinds at once."""
-    if isinstance(value, str) and value in ("managed_identity", "azure_cli", "workload_identity", "anonymous"):
+    if isinstance(value, str) and value in BARE_KINDS:
         return {value: {}}
     if not isinstance(value, dict):
-        return value
+        return value if isinstance(value, Frozen) else _say_how("is a plain value")
     if _CERTIFICATE_KEYS & set(value):
         raise ValueError("a certificate cannot be used; write client_secret, or another kind of credentials")
     kinds = _kinds(value)
     if len(kinds) != 1:
-        found = "none of them" if not kinds else " and ".join(kinds)
-        raise ValueError(f"credentials are one of {', '.join(CREDENTIAL_KINDS)}; here is {found}")
+        return _say_how(f"has {' and '.join(kinds)} at once" if kinds else "does not say how to log in")
     return {("authority_url" if key == "authority_uri" else key): item for key, item in value.items()}
+
+
+def _say_how(what: str) -> NoReturn:
+    raise ValueError(f"{what}; write one of {', '.join(CREDENTIAL_KINDS)} below credentials")
 
 
 Credentials = Annotated[
@@ -174,4 +182,5 @@ Credentials = Annotated[
     | Annotated[Anonymous, Tag("anonymous")],
     Discriminator(_kind),
     BeforeValidator(_prepare),
+    OrText(BARE_KINDS),
 ]

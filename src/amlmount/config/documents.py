@@ -4,7 +4,8 @@ Strict: a key given twice is an error; only true and false are booleans, `0644` 
 2024-01-01 (YAML 1.1 makes no, 10:30 and 0644 into something else). No message quotes a value: it may be a secret.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from amlmount.errors import ConfigError
 DataPath = tuple[str | int, ...]
 
 _MAX_NODES = 100_000
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 @dataclass(frozen=True, order=True)
@@ -44,18 +46,15 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way to replace them
 
 
-def _resolve(tag: str, pattern: str, first: str) -> None:
-    import re
-
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))
+def _resolve(tag: str, pattern: str, first: list[str]) -> None:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), first)
 
 
-_resolve("bool", "true|True|TRUE|false|False|FALSE", "tTfF")
-_resolve("int", "[-+]?(?:0|[1-9][0-9]*)", "-+0123456789")
-_resolve("float", r"[-+]?(?:0|[1-9][0-9]*)\.[0-9]+(?:[eE][-+]?[0-9]+)?", "-+0123456789")
-_resolve("null", "~|null|Null|NULL|", "~nN\0")
-_resolve("merge", "<<", "<")
-_Loader.yaml_implicit_resolvers.setdefault("", []).extend(_Loader.yaml_implicit_resolvers.get("\0", []))
+_resolve("bool", "true|True|TRUE|false|False|FALSE", list("tTfF"))
+_resolve("int", "[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789"))
+_resolve("float", r"[-+]?(?:0|[1-9][0-9]*)\.[0-9]+(?:[eE][-+]?[0-9]+)?", list("-+0123456789"))
+_resolve("null", "~|null|Null|NULL|", ["~", "n", "N", ""])
+_resolve("merge", "<<", ["<"])
 
 
 def read_document(path: Path) -> Document:
@@ -106,19 +105,23 @@ class _Reader:
     def mapping(self, node: yaml.MappingNode, path: DataPath) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         own: dict[str, Any] = {}
-        lines: dict[str, Place] = {}
         for key_node, value_node in node.value:
-            place = self._place(key_node)
-            if key_node.tag == "tag:yaml.org,2002:merge":
+            if key_node.tag == _MERGE:
                 merged |= self._merged(value_node, path)
-                continue
-            key = self._key(key_node)
-            if key in lines:
-                raise self._twice(key, path, lines[key], place)
-            lines[key] = place
-            self.places[(*path, key)] = place
-            own[key] = self._value(value_node, (*path, key))
+        for key_node, value_node in node.value:
+            if key_node.tag != _MERGE:
+                key = self._new_key(key_node, path, own)
+                own[key] = self._value(value_node, (*path, key))
         return merged | own
+
+    def _new_key(self, node: yaml.Node, path: DataPath, seen: dict[str, Any]) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            raise self._error(node, "a key must be plain text")
+        key, place = str(node.value), self._place(node)
+        if key in seen:
+            raise self._twice(key, path, self.places[(*path, key)], place)
+        self.places[(*path, key)] = place
+        return key
 
     def _merged(self, node: yaml.Node, path: DataPath) -> dict[str, Any]:
         """Read `<<: *base` or `<<: [*one, *two]`: the earlier one wins, and the mapping's own keys over both."""
@@ -166,11 +169,6 @@ class _Reader:
                 return None
         raise self._error(node, "a text that begins with '!' needs quotes")
 
-    def _key(self, node: yaml.Node) -> str:
-        if not isinstance(node, yaml.ScalarNode):
-            raise self._error(node, "a key must be plain text")
-        return str(node.value)
-
     def _place(self, node: yaml.Node) -> Place:
         return Place(self._file, node.start_mark.line + 1, node.start_mark.column + 1)
 
@@ -179,7 +177,7 @@ class _Reader:
         return ConfigError(f"cannot read '{self._file}', line {place.line}, column {place.column}: {what}")
 
     def _twice(self, key: str, path: DataPath, first: Place, second: Place) -> ConfigError:
-        where = ".".join(map(str, (*path, key)))
+        where = dotted((*path, key))
         return ConfigError(
             f"cannot read '{self._file}': '{where}' is there twice, in line {first.line} and in line {second.line}",
             hint="remove or rename one of them",
@@ -214,7 +212,7 @@ def _syntax_error(exc: yaml.MarkedYAMLError, file: str) -> ConfigError:
 
 
 def walk(data: object, path: DataPath = ()) -> Iterator[tuple[DataPath, object]]:
-    """Yield every value within `data` that is neither a mapping nor a list, with its path."""
+    """Yield every value within `data` that holds no others (and every empty mapping or list), with its path."""
     if isinstance(data, dict) and data:
         for key, value in data.items():
             yield from walk(value, (*path, key))
@@ -223,3 +221,15 @@ def walk(data: object, path: DataPath = ()) -> Iterator[tuple[DataPath, object]]
             yield from walk(value, (*path, index))
     else:
         yield path, data
+
+
+def dotted(path: DataPath) -> str:
+    """Return `mounts.data.target`; what does not look like a key is left out, it may be a secret put there."""
+    shown = [str(key) if re.fullmatch(r"[\w$. -]{1,64}", str(key)) else "..." for key in path]
+    return ".".join(shown)
+
+
+def nearest_place(places: Mapping[DataPath, Place], path: DataPath) -> Place | None:
+    """Return where `path` was written, or else the nearest thing around it."""
+    around = (path[:length] for length in range(len(path), 0, -1))
+    return next((places[known] for known in around if known in places), None)

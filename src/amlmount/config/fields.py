@@ -4,9 +4,12 @@ Each reads what a person writes, writes it back the same way, and says in the JS
 """
 
 import re
+from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, PlainSerializer, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from amlmount.config.units import (
     DURATION_PATTERN,
@@ -24,6 +27,17 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 OWNER_PATTERN = r"^[A-Za-z0-9_.@\\-]+(:[A-Za-z0-9_.@\\-]+)?$"
 
 _ZERO = {"const": 0}
+
+
+@dataclass(frozen=True)
+class OrText:
+    """Says in the JSON Schema that instead of the mapping a text may stand: one of `choices`, or any."""
+
+    choices: tuple[str, ...] = ()
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        text: JsonSchemaValue = {"enum": list(self.choices)} if self.choices else {"type": "string"}
+        return {"anyOf": [text, handler(core)]}
 
 
 def parse_mode(value: object) -> int:

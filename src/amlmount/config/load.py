@@ -11,9 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from amlmount.config.checks import find_problems
 from amlmount.config.documents import DataPath, Document, Place, read_document
 from amlmount.config.locations import config_home
 from amlmount.config.models import Config
+from amlmount.config.problems import config_error, validation_problems
 from amlmount.errors import ConfigError
 
 SYSTEM_FOLDER = Path("/etc/amlmount")
@@ -43,16 +45,23 @@ def config_files(
     `explicit` (--config), else AMLMOUNT_CONFIG, names one file or a folder; else it is the system's or the user's
     folder: amlmount.yaml and then conf.d/*.yaml by name. Raises ConfigError if a named file is not there.
     """
-    named = explicit or (Path(env["AMLMOUNT_CONFIG"]) if env.get("AMLMOUNT_CONFIG") else None)
+    named = _named(explicit, env)
     if named is None:
         return _in_folder(config_folder(system=system, env=env))
-    named = Path(os.path.abspath(os.path.expanduser(named)))
     if not os.path.exists(named):
         raise ConfigError(
             f"cannot read the configuration '{named}': no such file",
             hint=f"`amlmount --config {named} init` writes one to start from",
         )
     return _in_folder(named) if named.is_dir() else [named]
+
+
+def main_file(explicit: Path | None, env: Mapping[str, str] = os.environ, *, system: bool | None = None) -> Path:
+    """Return the file that `amlmount init` writes: the first that `config_files` would read, there or not."""
+    named = _named(explicit, env)
+    if named is None:
+        return config_folder(system=system, env=env) / FILE_NAME
+    return named / FILE_NAME if named.is_dir() else named
 
 
 def load_config(files: Sequence[Path]) -> Config:
@@ -64,10 +73,17 @@ def load_with_places(files: Sequence[Path]) -> Loaded:
     """Return the validated configuration and the place of every value. Raises ConfigError as `load_config`."""
     merged = merge([_with_absolute_paths(read_document(path), path.parent) for path in files])
     try:
-        config = Config.model_validate(merged.data)
+        config = Config.model_validate(_sections(merged.data))
     except ValidationError as exc:
-        raise ConfigError(f"cannot use the configuration: {exc.errors(include_input=False)}") from None
+        raise config_error(validation_problems(exc, merged), merged.places) from None
+    if problems := find_problems(config):
+        raise config_error(problems, merged.places)
     return Loaded(config, merged.places, tuple(files))
+
+
+def _sections(data: dict[str, Any]) -> dict[str, Any]:
+    """Leave out sections with nothing below them, and `x-...`, where YAML anchors can be kept."""
+    return {key: value for key, value in data.items() if value is not None and not key.startswith("x-")}
 
 
 def merge(documents: Sequence[Document]) -> Document:
@@ -96,6 +112,11 @@ def _merged(old: dict[str, Any], new: dict[str, Any], path: DataPath, places: di
 def _forget(places: dict[DataPath, Place], path: DataPath) -> None:
     for known in [known for known in places if known[: len(path)] == path]:
         del places[known]
+
+
+def _named(explicit: Path | None, env: Mapping[str, str]) -> Path | None:
+    named = explicit or env.get("AMLMOUNT_CONFIG")
+    return Path(os.path.abspath(os.path.expanduser(named))) if named else None
 
 
 def _in_folder(folder: Path) -> list[Path]:

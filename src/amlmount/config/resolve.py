@@ -5,6 +5,7 @@ What the configuration does not say is decided here, by whose daemon it is (`Dae
 
 import difflib
 import os
+import re
 from dataclasses import dataclass
 
 from amlmount.config.models import Config, ContainersSource, Mount, MountOptions, SourcePart
@@ -47,7 +48,7 @@ def resolve_mount(config: Config, name: str, user: DaemonUser | None = None) -> 
     sources = _sources(config, name, mount)
     return MountSpec(
         name=name,
-        target=os.path.normpath(os.path.expanduser(mount.target)),
+        target=target_path(mount),
         sources=sources,
         description=",".join(_describe(config, source) for source in sources),
         read_only=options.read_only,
@@ -61,6 +62,17 @@ def resolve_mount(config: Config, name: str, user: DaemonUser | None = None) -> 
         front=options.front,
         blobfuse2=options.blobfuse2,
     )
+
+
+def target_path(mount: Mount) -> str:
+    """Return the target, normalised, with `~` replaced; as text, without looking at the disk."""
+    # normpath keeps two leading slashes, as POSIX allows it to.
+    return os.path.normpath(re.sub(r"^/+", "/", os.path.expanduser(mount.target)))
+
+
+def child_name(part: SourcePart) -> str:
+    """Return the directory that a source of a list appears as."""
+    return part.name or part.store
 
 
 def find_mount(config: Config, name: str) -> Mount:
@@ -97,8 +109,13 @@ def _both_policies(common: PolicyOverrides, said: PolicyOverrides) -> PolicyOver
     return common.model_copy(update=values)
 
 
+def resolve_owner(options: MountOptions, user: DaemonUser, name: str) -> tuple[int, int]:
+    """Return uid and gid of what mount `name` shows. Raises ConfigError for a user who is not known here."""
+    return (user.uid, user.gid) if options.owner is None else _find_owner(options.owner, name)
+
+
 def _ownership(options: MountOptions, user: DaemonUser, name: str) -> Ownership:
-    uid, gid = (user.uid, user.gid) if options.owner is None else _find_owner(options.owner, name)
+    uid, gid = resolve_owner(options, user, name)
     away = options.umask | (WRITE_BITS if options.read_only else 0)
     return Ownership(uid=uid, gid=gid, file_mode=options.file_mode & ~away, dir_mode=options.dir_mode & ~away)
 
@@ -138,7 +155,7 @@ def _sources(config: Config, name: str, mount: Mount) -> tuple[SourceSpec, ...]:
         )
     if isinstance(source, SourcePart):
         return (_source(config, source, child=None),)
-    return tuple(_source(config, part, child=part.name or part.store) for part in source)
+    return tuple(_source(config, part, child=child_name(part)) for part in source)
 
 
 def _source(config: Config, part: SourcePart, child: str | None) -> SourceSpec:

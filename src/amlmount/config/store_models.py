@@ -4,6 +4,7 @@
 Holds references to secrets only, never a secret.
 """
 
+import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter
@@ -25,8 +26,10 @@ class _Described(Frozen):
 
 class _AzureStore(_Described):
     account_name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{1,62}$", description="the storage account")
+    # No '?': a SAS URL pasted here would be shown wherever the store is.
     endpoint: str = Field(
         default="core.windows.net",
+        pattern=r"^(https?://)?[A-Za-z0-9._:-]+(/[A-Za-z0-9._-]+)*/?$",
         description="domain of the cloud, or a whole URL (http://127.0.0.1:10000/devstoreaccount1) for an emulator",
     )
     credentials: Credentials | None = Field(
@@ -109,8 +112,10 @@ def _refuse_unsupported(value: object) -> object:
         return value
     if kind is None:
         raise ValueError(f"type is missing; write one of {', '.join(STORE_TYPES)}")
-    what = UNSUPPORTED_TYPES.get(str(kind), "see the list of types in docs/configuration.md")
-    raise ValueError(f"store type {kind!r} cannot be mounted, only {', '.join(STORE_TYPES)}; {what}")
+    near = difflib.get_close_matches(str(kind), STORE_TYPES, n=1)
+    otherwise = f"did you mean '{near[0]}'?" if near else "copy the data into a blob container, or mount it without us"
+    what = f"store type '{kind}' cannot be mounted, only {', '.join(STORE_TYPES)}"
+    raise ValueError(f"{what}; {UNSUPPORTED_TYPES.get(str(kind), otherwise)}")
 
 
 Store = Annotated[

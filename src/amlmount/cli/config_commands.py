@@ -1,0 +1,100 @@
+"""`amlmount config check | show | schema` and `amlmount init`.
+
+Only typer is imported at the top: `amlmount --help` must not wait for what these commands need.
+"""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from amlmount.config.load import Loaded
+
+config_app = typer.Typer(no_args_is_help=True, help="Check and show the configuration.")
+
+
+class Output(StrEnum):
+    """Formats of `config show`."""
+
+    YAML = "yaml"
+    JSON = "json"
+
+
+@config_app.command()
+def check(ctx: typer.Context) -> None:
+    """Say whether the configuration is right, and if not, what is wrong in which line."""
+    from amlmount.config.resolve import resolve_all
+
+    loaded = _load(ctx)
+    mounts = resolve_all(loaded.config, _daemon_user(ctx))
+    for file in loaded.files:
+        typer.echo(file)
+    typer.echo(f"right: {_count(len(loaded.config.stores), 'store')}, {_count(len(mounts), 'mount')}")
+
+
+@config_app.command()
+def show(
+    ctx: typer.Context,
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value came from.")] = False,
+    output: Annotated[Output, typer.Option("-o", "--output", help="Format.")] = Output.YAML,
+) -> None:
+    """Show the whole configuration as it is used: all files merged, every default filled in."""
+    from amlmount.config import show as showing
+
+    loaded = _load(ctx)
+    render = showing.to_json if output is Output.JSON else showing.to_yaml
+    typer.echo(render(loaded, _daemon_user(ctx), with_origin=origin).rstrip("\n"))
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration file, for editors."""
+    import json
+
+    from amlmount.config.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def init(
+    ctx: typer.Context,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a commented configuration file to start from."""
+    from amlmount.config.load import main_file
+    from amlmount.config.starter import write_starter
+
+    path = main_file(_setting(ctx, "config"), system=_setting(ctx, "system"))
+    write_starter(path, force=force)
+    typer.echo(f"wrote {path}; next: edit it, then `amlmount config check` and `amlmount up`")
+
+
+def _load(ctx: typer.Context) -> "Loaded":
+    from amlmount.config.load import config_files, load_with_places, main_file
+    from amlmount.errors import ConfigError
+
+    explicit: Path | None = _setting(ctx, "config")
+    files = config_files(explicit, system=_setting(ctx, "system"))
+    if not files:
+        main = main_file(explicit, system=_setting(ctx, "system"))
+        raise ConfigError(f"cannot find a configuration: there is no '{main}'", hint="`amlmount init` writes one")
+    return load_with_places(files)
+
+
+def _daemon_user(ctx: typer.Context) -> Any:
+    from amlmount.config.resolve import find_daemon_user
+
+    sudo_uid = os.environ.get("SUDO_UID", "")
+    return find_daemon_user(is_system=_setting(ctx, "system"), sudo_uid=int(sudo_uid) if sudo_uid.isdigit() else None)
+
+
+def _setting(ctx: typer.Context, key: str) -> Any:
+    """Return what the root command was told with a global option, None if nothing."""
+    return (ctx.obj or {}).get(key)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,199 @@
+"""What no single value shows: dangling references, targets in each other's way, options that exclude each other.
+
+Compares paths as text only: a daemon must not touch anything under a target, where a dead mount may hang it.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+from amlmount.config.documents import DataPath
+from amlmount.config.models import Config, ContainersSource, Mount, SourcePart
+from amlmount.config.problems import Problem, did_you_mean
+from amlmount.config.resolve import child_name, effective_options, effective_policy, target_path
+from amlmount.config.store_models import LocalStore
+
+WRITING_OPTIONS = {"durability", "upload_timeout"}
+
+
+def find_problems(config: Config) -> list[Problem]:
+    """Return everything that keeps a configuration of valid values from working, in no particular order."""
+    problems: list[Problem] = []
+    for name, mount in config.mounts.items():
+        problems += _source_problems(config, name, mount)
+        problems += _target_problems(name, mount)
+        problems += _option_problems(config, name)
+    return problems or [*_overlaps(config), *_loops(config), *_cache_problems(config)]
+
+
+def parts_of(mount: Mount) -> dict[DataPath, SourcePart | ContainersSource]:
+    """Return the sources of a mount by their path below `source`."""
+    if isinstance(mount.source, tuple):
+        return {(index,): part for index, part in enumerate(mount.source)}
+    return {(): mount.source}
+
+
+def is_within(path: str, folder: str) -> bool:
+    """Tell whether `path` is `folder` or something below it; both absolute and normalised."""
+    return os.path.commonpath([path, folder]) == folder
+
+
+def _source_problems(config: Config, name: str, mount: Mount) -> Iterator[Problem]:
+    for below, part in parts_of(mount).items():
+        path: DataPath = ("mounts", name, "source", *below)
+        yield from _part_problems(config, path, part)
+    if isinstance(mount.source, tuple):
+        counted = Counter(child_name(part) for part in mount.source)
+        for child in (child for child, times in counted.items() if times > 1):
+            yield Problem(
+                ("mounts", name, "source"),
+                f"two sources would appear as the directory '{child}'",
+                f"give one of them another name: {{store: {child}, path: ..., name: ...}}",
+            )
+
+
+def _part_problems(config: Config, path: DataPath, part: SourcePart | ContainersSource) -> Iterator[Problem]:
+    store = config.stores.get(part.store)
+    if store is None:
+        known = did_you_mean(part.store, config.stores) or f"known: {', '.join(config.stores) or 'no store at all'}"
+        yield Problem(path, f"there is no store called '{part.store}'", known)
+    elif isinstance(part, ContainersSource):
+        if isinstance(store, LocalStore) or store.container is not None:
+            yield Problem(
+                path,
+                f"store '{part.store}' is not a whole account, so it has no containers to choose from",
+                "name a store that has no container_name (or filesystem)",
+            )
+    elif not isinstance(store, LocalStore) and store.container is None:
+        key = "filesystem" if store.type == "azure_data_lake_gen2" else "container_name"
+        yield Problem(
+            path,
+            f"store '{part.store}' is a whole account",
+            f"add {key} to the store, or choose here: {{store: {part.store}, containers: {{allow: [...]}}}}",
+        )
+
+
+def _target_problems(name: str, mount: Mount) -> Iterator[Problem]:
+    path: DataPath = ("mounts", name, "target")
+    target = target_path(mount)
+    if not os.path.isabs(target):
+        yield Problem(path, f"'{mount.target}' is relative, and to what?", "write it from / or from ~")
+    elif target == "/":
+        yield Problem(path, "the root of the file system cannot be a target", "choose a folder, such as /media/data")
+    elif "\0" in target or "\n" in target:
+        yield Problem(path, "a line break or NUL in the name of a target", "choose another name")
+
+
+def _option_problems(config: Config, name: str) -> Iterator[Problem]:
+    options, mount = effective_options(config, name), config.mounts[name]
+    policy = effective_policy(options)
+    path: DataPath = ("mounts", name)
+    if options.read_only:
+        yield from _read_only_problems(config, name)
+    elif policy.pinned or policy.no_open:
+        yield Problem(
+            (*path, "read_only"),
+            f"profile '{options.profile}' holds on to what it saw first, so nothing can be written through it",
+            "take read_only: false away, or choose profile standard or checkpoint",
+        )
+    elif any(isinstance(part, SourcePart) and part.glob for part in parts_of(mount).values()):
+        yield Problem((*path, "source"), "a view through a glob is read-only", "take read_only: false or the glob away")
+    if policy.no_open and not policy.pinned:
+        yield Problem((*path, "policy"), "no_open needs pinned", "add pinned: true, or take no_open away")
+    if policy.direct_io and (policy.no_open or options.front == "overlay"):
+        yield Problem((*path, "policy"), "direct_io excludes no_open and front: overlay", "take one of them away")
+    if options.refresh is not None and "refresh" in mount.model_fields_set and not policy.pinned:
+        yield Problem(
+            (*path, "refresh"),
+            f"profile '{options.profile}' is not pinned, it looks again by itself",
+            "take refresh away, or choose profile epochs",
+        )
+    yield from _engine_problems(config, name)
+
+
+def _read_only_problems(config: Config, name: str) -> Iterator[Problem]:
+    said, path = config.mounts[name].model_fields_set, ("mounts", name)
+    if effective_options(config, name).profile == "checkpoint":
+        yield Problem((*path, "profile"), "profile 'checkpoint' is for writing", "add read_only: false")
+    for key in sorted(WRITING_OPTIONS & said):
+        yield Problem((*path, key), "means nothing for a read-only mount", "take it away, or add read_only: false")
+
+
+def _engine_problems(config: Config, name: str) -> Iterator[Problem]:
+    options, mount = effective_options(config, name), config.mounts[name]
+    path: DataPath = ("mounts", name)
+    if options.engine == "python" and "blobfuse2" in mount.model_fields_set and mount.blobfuse2:
+        yield Problem(
+            (*path, "blobfuse2"), "means nothing to engine python", "take it away, or write engine: blobfuse2"
+        )
+    if options.engine == "blobfuse2":
+        for below, part in parts_of(mount).items():
+            if isinstance(config.stores.get(part.store), LocalStore):
+                what = f"engine blobfuse2 cannot mount '{part.store}', which is a local folder"
+                yield Problem((*path, "source", *below), what, "write engine: auto or engine: python")
+
+
+def _overlaps(config: Config) -> Iterator[Problem]:
+    targets = {name: target_path(mount) for name, mount in config.mounts.items()}
+    for name, target in targets.items():
+        for other, others in targets.items():
+            if other == name:
+                break
+            if target == others:
+                yield Problem(("mounts", name, "target"), f"mount '{other}' has the same target '{target}'", _APART)
+            elif is_within(target, others) or is_within(others, target):
+                yield Problem(
+                    ("mounts", name, "target"), f"'{target}' and '{others}' of mount '{other}' overlap", _APART
+                )
+
+
+_APART = "give each mount a folder of its own; several sources under one folder are one mount with a list of sources"
+
+
+def _loops(config: Config) -> Iterator[Problem]:
+    """Find local stores that lead into a target, at once or by way of another mount that leads back."""
+    leads = {name: _leads_to(config, name) for name in config.mounts}
+    for name in config.mounts:
+        for other in leads[name]:
+            if other == name or name in _reachable(leads, other):
+                yield Problem(
+                    ("mounts", name, "target"),
+                    f"a loop: what '{name}' shows leads into the target of '{other}'"
+                    + ("" if other == name else f", and that back to '{name}'"),
+                    "keep the folder of a local store and the targets of mounts apart",
+                )
+
+
+def _leads_to(config: Config, name: str) -> list[str]:
+    folders = [
+        store.path
+        for part in parts_of(config.mounts[name]).values()
+        if isinstance(store := config.stores[part.store], LocalStore)
+    ]
+    targets = {other: target_path(mount) for other, mount in config.mounts.items()}
+    return [
+        other
+        for other, target in targets.items()
+        if any(is_within(target, folder) or is_within(folder, target) for folder in folders)
+    ]
+
+
+def _reachable(leads: dict[str, list[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += leads[name]
+    return seen
+
+
+def _cache_problems(config: Config) -> Iterator[Problem]:
+    root = config.cache.root
+    for name, mount in config.mounts.items():
+        target = target_path(mount)
+        if root is not None and (is_within(root, target) or is_within(target, root)):
+            yield Problem(
+                ("cache", "root"), f"'{root}' and the target '{target}' of mount '{name}' overlap", "keep them apart"
+            )
