@@ -14,8 +14,6 @@ from amlmount.fuse.attributes import InodePacker
 from amlmount.fuse.directories import Directories
 from amlmount.fuse.negotiate import Feature, Negotiated
 from amlmount.fuse.protocol import (
-    DIRENT_HEADER,
-    ENTRY_OUT,
     NAME_MAX_BYTES,
     OPEN_OUT,
     STATFS_OUT,
@@ -110,6 +108,11 @@ class ReadOnlyAdapter:
         """Requests that get the same errno whatever they say."""
         return MappingProxyType({int(opcode): number for opcode, number in _CONSTANT_ERRORS.items()})
 
+    @property
+    def follow_ups(self) -> Mapping[int, Callable[[Request], None]]:
+        """The next records of a directory are packed while the caller looks at those it got."""
+        return MappingProxyType({int(Opcode.READDIRPLUS): self._pack_ahead})
+
     def begin(self, negotiated: Negotiated) -> None:
         """Learn whether the kernel can do without OPEN; whoever promised it once must keep to it."""
         self._no_open = Feature.NO_OPEN_SUPPORT in negotiated.features
@@ -128,12 +131,7 @@ class ReadOnlyAdapter:
         if request.opcode == Opcode.LOOKUP:
             self._take_back(int.from_bytes(reply[:8], "little"))
         elif request.opcode == Opcode.READDIRPLUS:
-            position = 0
-            while position < len(reply):
-                node_id = int.from_bytes(reply[position : position + 8], "little")
-                _, _, length, _ = DIRENT_HEADER.unpack_from(reply, position + ENTRY_OUT.size)
-                position += ENTRY_OUT.size + DIRENT_HEADER.size + length + -length % 8
-                self._take_back(node_id)
+            self._directories.take_back(reply)
 
     def _take_back(self, node_id: int) -> None:
         if node_id:
@@ -199,9 +197,11 @@ class ReadOnlyAdapter:
 
     def _readdirplus(self, request: Request, may_wait: bool) -> Reply:
         body = cast(ReadIn, request.body)
-        return self._directories.read_plus(
-            request.node_id, body.fh, body.offset, body.size_bytes, self._fs.remember, may_wait=may_wait
-        )
+        return self._directories.read_plus(request.node_id, body.fh, body.offset, body.size_bytes, may_wait=may_wait)
+
+    def _pack_ahead(self, request: Request) -> None:
+        body = cast(ReadIn, request.body)
+        self._directories.pack_ahead(body.fh, body.size_bytes)
 
     def _releasedir(self, request: Request, may_wait: bool) -> Reply:
         self._directories.release(cast(ReleaseIn, request.body).fh)

@@ -7,14 +7,27 @@ import itertools
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from amlmount.config.spec import Policy
-from amlmount.fuse.attributes import InodePacker, Sent, dirent
-from amlmount.fuse.protocol import ENTRY_OUT, OpenFlag
+from amlmount.fuse.attributes import InodePacker, dirent
+from amlmount.fuse.protocol import DIRENT_HEADER, ENTRY_OUT, OpenFlag
 from amlmount.vfs.base import FileSystem, Node, WouldBlock
 
 _DOTS = (b".", b"..")
+_FIRST_COOKIE = 3
 _TYPE_DIRECTORY = 4  # DT_DIR
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One handle's listing; `next_offset` follows what was sent last, `ahead` is what was packed from there on."""
+
+    listing: Sequence[Node]
+    next_offset: int = 0
+    ahead: memoryview | None = None
+    ahead_end: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Directories:
@@ -26,9 +39,8 @@ class Directories:
         self._pinned = policy.pinned
         self._entries_valid_s = min(policy.entry_timeout_s, policy.attr_timeout_s)
         self._handles = itertools.count(time.time_ns())
-        self._open: dict[int, Sequence[Node]] = {}
+        self._streams: dict[int, _Stream] = {}
         self._sent: dict[int, tuple[float, Sequence[Node]]] = {}  # node id -> when and what the kernel was told last
-        self._lock = threading.Lock()  # guards _sent against pool threads
 
     def open(self, node_id: int) -> tuple[int, OpenFlag]:
         """Return a handle and the flags of the reply; raises OSError ESTALE for an unknown node."""
@@ -39,50 +51,88 @@ class Directories:
         return next(self._handles), flags
 
     def release(self, handle: int) -> None:
-        """Drop the listing of a handle."""
-        self._open.pop(handle, None)
+        """Drop a handle, its listing, and what was packed for it and not fetched."""
+        stream = self._streams.pop(handle, None)
+        if stream is not None:
+            with stream.lock:
+                self._drop_ahead(stream)
 
     def forget(self, node_id: int) -> None:
         """Drop what is kept about a directory the kernel has dropped."""
         self._sent.pop(node_id, None)
 
-    def read_plus(
-        self, node_id: int, handle: int, offset: int, size_bytes: int, sent: Sent, *, may_wait: bool
-    ) -> memoryview:
+    def read_plus(self, node_id: int, handle: int, offset: int, size_bytes: int, *, may_wait: bool) -> memoryview:
         """Return direntplus records from `offset` on, at most `size_bytes`; empty at the end."""
-        listing = self._listing(node_id, handle, offset, may_wait=may_wait)
-        buffer, start = self._begin(node_id, offset, size_bytes, plus=True)
-        if offset < 2 and start == 0:  # not even the dots fitted
-            return buffer[:0]
-        _, end = self._packer.fill_plus(listing, max(offset - 2, 0), 3, buffer[start:], sent)
-        return buffer[: start + end]
+        stream = self._stream(node_id, handle, offset, may_wait=may_wait)
+        with stream.lock:
+            ahead, end = stream.ahead, stream.ahead_end
+            if ahead is not None and offset == stream.next_offset and len(ahead) <= size_bytes:
+                stream.ahead, stream.next_offset = None, end
+                return ahead
+            self._drop_ahead(stream)
+            buffer = memoryview(bytearray(size_bytes))
+            used = self._put_dots(node_id, offset, buffer, plus=True)
+            if used is None:
+                return buffer[:0]
+            records, stream.next_offset = self._pack(stream.listing, max(offset - 2, 0), buffer[used:])
+            return buffer[: used + len(records)]
+
+    def pack_ahead(self, handle: int, size_bytes: int) -> None:
+        """Pack the records that will be asked for next, while the caller is busy with those it got."""
+        stream = self._streams.get(handle)
+        if stream is None:
+            return
+        with stream.lock:
+            if stream.ahead is None and stream.next_offset >= _FIRST_COOKIE:
+                buffer = memoryview(bytearray(size_bytes))
+                stream.ahead, stream.ahead_end = self._pack(stream.listing, stream.next_offset - 2, buffer)
 
     def read(self, node_id: int, handle: int, offset: int, size_bytes: int, *, may_wait: bool) -> memoryview:
         """Return plain dirent records, otherwise as `read_plus`."""
-        listing = self._listing(node_id, handle, offset, may_wait=may_wait)
-        buffer, start = self._begin(node_id, offset, size_bytes, plus=False)
-        if offset < 2 and start == 0:
-            return buffer[:0]
-        _, end = self._packer.fill(listing, max(offset - 2, 0), 3, buffer[start:])
-        return buffer[: start + end]
-
-    def _listing(self, node_id: int, handle: int, offset: int, *, may_wait: bool) -> Sequence[Node]:
-        listing = self._open.get(handle) if offset else None
-        if listing is None:  # the first read, a rewind, or a handle of our predecessor's
-            listing = self._fs.list_dir(node_id, may_wait=may_wait)
-            self._open[handle] = listing
-            with self._lock:
-                self._sent[node_id] = (time.monotonic(), listing)
-        return listing
-
-    def _begin(self, node_id: int, offset: int, size_bytes: int, *, plus: bool) -> tuple[memoryview, int]:
-        """A reply buffer, with `.` and `..` written as far as `offset` asks for them."""
-        head = b"".join(self._dot(node_id, index, plus=plus) for index in range(offset, 2))
+        stream = self._stream(node_id, handle, offset, may_wait=may_wait)
         buffer = memoryview(bytearray(size_bytes))
-        if len(head) > size_bytes:
-            return buffer, 0
-        buffer[: len(head)] = head
-        return buffer, len(head)
+        used = self._put_dots(node_id, offset, buffer, plus=False)
+        if used is None:
+            return buffer[:0]
+        _, end = self._packer.fill(stream.listing, max(offset - 2, 0), _FIRST_COOKIE, buffer[used:])
+        return buffer[: used + end]
+
+    def take_back(self, records: bytes | memoryview) -> None:
+        """Return the references that direntplus records would have given the kernel."""
+        position = 0
+        while position < len(records):
+            node_id = int.from_bytes(records[position : position + 8], "little")
+            _, _, length, _ = DIRENT_HEADER.unpack_from(records, position + ENTRY_OUT.size)
+            position += ENTRY_OUT.size + DIRENT_HEADER.size + length + -length % 8
+            if node_id:
+                self._fs.forget(node_id, 1)
+
+    def _pack(self, listing: Sequence[Node], start: int, buffer: memoryview) -> tuple[memoryview, int]:
+        """Return records of `listing[start:]`, and the offset behind the last of them."""
+        index, used = self._packer.fill_plus(listing, start, _FIRST_COOKIE, buffer, self._fs.remember)
+        return buffer[:used], index + 2
+
+    def _drop_ahead(self, stream: _Stream) -> None:
+        if stream.ahead is not None:
+            self.take_back(stream.ahead)
+            stream.ahead = None
+
+    def _stream(self, node_id: int, handle: int, offset: int, *, may_wait: bool) -> _Stream:
+        stream = self._streams.get(handle)
+        if stream is None or offset == 0:  # the first read, a rewind, or a handle of our predecessor's
+            listing = self._fs.list_dir(node_id, may_wait=may_wait)
+            self.release(handle)
+            stream = self._streams[handle] = _Stream(listing)
+            self._sent[node_id] = (time.monotonic(), listing)
+        return stream
+
+    def _put_dots(self, node_id: int, offset: int, buffer: memoryview, *, plus: bool) -> int | None:
+        """Write `.` and `..` as far as `offset` asks for them; return their size, None if there is no room."""
+        dots = b"".join(self._dot(node_id, index, plus=plus) for index in range(offset, 2))
+        if len(dots) > len(buffer):
+            return None
+        buffer[: len(dots)] = dots
+        return len(dots)
 
     def _dot(self, node_id: int, index: int, *, plus: bool) -> bytes:
         node = self._fs.node(node_id)

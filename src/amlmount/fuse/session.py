@@ -70,6 +70,11 @@ class Handler(Protocol):
         """Return the body of the reply (None: there is none). Raises OSError (its errno is the reply) or WouldBlock."""
         ...
 
+    @property
+    def follow_ups(self) -> Mapping[int, Callable[[Request], None]]:
+        """What to do once a request of an opcode has been answered, while its caller is busy with the answer."""
+        ...
+
     def undelivered(self, request: Request, reply: Reply) -> None:
         """Take back what `reply` gave the kernel: it no longer wanted it."""
         ...
@@ -112,6 +117,7 @@ class Session:
             Opcode.DESTROY: lambda request: self._reply(request.unique, b""),
         }
         self._constant_errors = handler.constant_errors
+        self._follow_ups = handler.follow_ups
         self.request_counts: dict[int, int] = {}
         if negotiated is not None:
             handler.begin(negotiated)
@@ -265,6 +271,13 @@ class Session:
     def _deliver(self, request: Request, body: bytes | memoryview) -> None:
         if not self._reply(request.unique, body):
             self._handler.undelivered(request, body)
+            return
+        follow_up = self._follow_ups.get(request.opcode)
+        if follow_up is not None:
+            try:
+                follow_up(request)
+            except Exception:
+                log.exception("what follows opcode %d failed", request.opcode)
 
     def _reply_error(self, unique: int, number: int) -> None:
         try:
