@@ -6,13 +6,15 @@ All methods may be called from several threads at once.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, runtime_checkable
+
+NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """What a store knows of a blob without reading it.
+class ObjectInfo(NamedTuple):
+    """What a store knows of a blob without reading it (a tuple because listings make millions of them).
 
     `etag` is opaque, unquoted, and changes whenever the content does. `mtime_ns` is nanoseconds since
     the epoch (stores with a coarser clock round down). `metadata` keys are lower case.
@@ -22,7 +24,7 @@ class ObjectInfo:
     size_bytes: int
     etag: str
     mtime_ns: int
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = NO_METADATA
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,11 @@ class Page:
 
 
 class ObjectStore(Protocol):
-    """A flat namespace of blobs. Names are `/`-separated by convention only; any string may come out of `list`."""
+    """A flat namespace of blobs. Names are `/`-separated by convention only; any string may come out of `list`.
+
+    A name that a store cannot hold (`a//b` or `../x` on a local disk) is refused before anything is touched:
+    BlobNotFoundError from `head`, `get` and `delete`, UsageError from `put`, nothing from `list`.
+    """
 
     @property
     def is_local(self) -> bool:
@@ -84,4 +90,13 @@ class ObjectStore(Protocol):
 
     def close(self) -> None:
         """Give back connections and threads; calling it twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class HasDiskSpace(Protocol):
+    """A store that lies on a disk of limited size, for `statfs`."""
+
+    def disk_space(self) -> tuple[int, int]:
+        """Return total and free bytes of the disk. Raises ContainerNotFoundError, NetworkError."""
         ...

@@ -95,7 +95,7 @@ class FileSystem(Protocol):
         ...
 
     def node(self, node_id: int) -> Node:
-        """Return an inode the kernel knows; raises OSError ESTALE for an unknown one (the VFS then walks the path anew)."""
+        """Return an inode the kernel knows; OSError ESTALE for an unknown one (the VFS then walks the path anew)."""
         ...
 
     def getattr(self, node_id: int, *, may_wait: bool = True) -> Node:
@@ -103,7 +103,7 @@ class FileSystem(Protocol):
         ...
 
     def list_dir(self, node_id: int, *, may_wait: bool = True) -> Sequence[Node]:
-        """Return the entries of a directory, fresh within the policy, sorted by name; `.` and `..` are not among them."""
+        """Return the entries of a directory, fresh within the policy, sorted by name, without `.` and `..`."""
         ...
 
     def read(self, node_id: int, offset: int, size_bytes: int, *, may_wait: bool = True) -> bytes | memoryview:

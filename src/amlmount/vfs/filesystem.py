@@ -1,0 +1,296 @@
+"""A container, or several side by side, as a read-only tree of inodes: `FileSystem` over object stores.
+
+Locks. `_lock` (the tree lock) guards the table of inodes and every field of a DirectoryNode; it is never held
+over a store call. A directory has at most one listing under way (`directory.fetch`); whoever finds one waits on
+`_listed`, which belongs to `_lock`. A FileNode never changes after it was entered, but for `nlookup`, which the
+tree lock guards too. Lock order: `_lock`, then whatever a TroubleLog or a store locks inside.
+"""
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from amlmount.config.spec import Policy
+from amlmount.errors import AmlmountError
+from amlmount.stores.base import HasDiskSpace
+from amlmount.vfs.base import ROOT_NODE_ID, FsStats, Node, WouldBlock
+from amlmount.vfs.errno import Trouble, TroubleLog, as_os_error, errno_of
+from amlmount.vfs.listing import Listing, ListingBuilder
+from amlmount.vfs.names import MAX_SEGMENT_BYTES, HiddenReason, encode_segment
+from amlmount.vfs.nodes import STALE, DirectoryNode, Fetch, FileNode, Numbers, Source
+from amlmount.vfs.probe import probe_source
+from amlmount.vfs.tree import Change, Tree, changes_between
+
+UNLIMITED_BYTES = 1 << 50  # 1 PiB, what `df` shows as free where a store has no end
+
+
+class BlobFileSystem:
+    """FileSystem over one source as the root, or over several as directories of a plain root."""
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[bytes | None, Source]],
+        policy: Policy,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        numbers: Numbers | None = None,
+    ) -> None:
+        """Take sources with the name each appears under; one with None is the root and must be the only one."""
+        self._sources = [source for _, source in sources]
+        self._policy = policy
+        self._clock = clock
+        self._numbers = numbers or Numbers()
+        self._opened_ns = time.time_ns()
+        self._lock = threading.Lock()
+        self._listed = threading.Condition(self._lock)
+        self._troubles = TroubleLog()
+        whole = next((source for name, source in sources if name is None), None)
+        self._root = DirectoryNode(ROOT_NODE_ID, ROOT_NODE_ID, ROOT_NODE_ID, b"", whole, "", self._opened_ns)
+        self._tree = Tree(self._root, self._numbers, self._opened_ns)
+        if whole is None:
+            self._add_children([(name, source) for name, source in sources if name is not None])
+
+    def _add_children(self, sources: Iterable[tuple[bytes, Source]]) -> None:
+        children: dict[bytes, Node] = {}
+        for name, source in sorted(sources, key=lambda pair: pair[0]):
+            number = self._numbers.number(self._numbers.directory_hash(source.index, ""))
+            children[name] = DirectoryNode(number, number, ROOT_NODE_ID, name, source, "", self._opened_ns)
+        self._tree.install(self._root, children, Listing().hidden)
+
+    # What the kernel asks
+
+    def root(self) -> Node:
+        """See FileSystem.root."""
+        return self._root
+
+    def node(self, node_id: int) -> Node:
+        """See FileSystem.node."""
+        with self._lock:
+            return self._known(node_id)
+
+    def lookup(self, parent_id: int, name: bytes, *, may_wait: bool = True) -> Node:
+        """See FileSystem.lookup."""
+        if len(name) > MAX_SEGMENT_BYTES:
+            raise OSError(errno.ENAMETOOLONG, "cannot look up a name longer than 1,024 bytes")
+        found = self._children(self._directory(parent_id), may_wait).get(name)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file or directory")
+        return found
+
+    def getattr(self, node_id: int, *, may_wait: bool = True) -> Node:
+        """Return the inode as it is: a file's is one version and never changes, its successor comes by lookup."""
+        return self.node(node_id)
+
+    def list_dir(self, node_id: int, *, may_wait: bool = True) -> Sequence[Node]:
+        """See FileSystem.list_dir."""
+        return list(self._children(self._directory(node_id), may_wait).values())
+
+    def read(self, node_id: int, offset: int, size_bytes: int, *, may_wait: bool = True) -> bytes | memoryview:
+        """See FileSystem.read."""
+        node = self.node(node_id)
+        if not isinstance(node, FileNode):
+            raise IsADirectoryError(errno.EISDIR, "is a directory")
+        wanted = min(size_bytes, node.size_bytes - offset)
+        if wanted <= 0:
+            return b""
+        if not may_wait and not node.source.store.is_local:
+            raise WouldBlock
+        try:
+            data = node.source.store.get(node.blob_name, offset, wanted, if_match=node.etag)
+        except AmlmountError as error:
+            raise self._read_failed(node, error) from error
+        self._troubles.worked(node.source.name)
+        if len(data) != wanted:
+            raise OSError(errno.EIO, f"cannot read {node.blob_name!r}: the store sent {len(data)} of {wanted} bytes")
+        return data
+
+    def _read_failed(self, node: FileNode, error: AmlmountError) -> OSError:
+        self._troubles.failed(node.source.name, error)
+        if errno_of(error) == errno.ESTALE and not self._policy.pinned:
+            self._expire(node.parent_id)  # the next open finds what is there now, not after the listing's time
+        return as_os_error(error)
+
+    def readlink(self, node_id: int, *, may_wait: bool = True) -> bytes:
+        """Raise EINVAL: a container has no symlinks."""
+        self.node(node_id)
+        raise OSError(errno.EINVAL, "not a symlink")
+
+    def statfs(self) -> FsStats:
+        """Return the disk's own figures for local stores on one disk, else the bytes known as used and 1 PiB free."""
+        with self._lock:
+            used, files = self._tree.size_bytes, self._tree.file_count
+        disks = [self._disk_space(source) for source in self._sources]
+        if (disk := disks[0]) and all(other and other[0] == disk[0] for other in disks):
+            return FsStats(*disk, files)
+        return FsStats(used + UNLIMITED_BYTES, UNLIMITED_BYTES, files)
+
+    def _disk_space(self, source: Source) -> tuple[int, int] | None:
+        if not isinstance(source.store, HasDiskSpace):
+            return None
+        try:
+            return source.store.disk_space()
+        except AmlmountError as error:
+            self._troubles.failed(source.name, error)
+            return None
+
+    def remember(self, node: Node) -> None:
+        """See FileSystem.remember."""
+        with self._lock:
+            self._tree.remember(node)
+
+    def forget(self, node_id: int, nlookup: int) -> None:
+        """See FileSystem.forget."""
+        with self._lock:
+            self._tree.forget(node_id, nlookup)
+
+    def close(self) -> None:
+        """See FileSystem.close."""
+        for store in {id(source.store): source.store for source in self._sources}.values():
+            store.close()
+
+    # What the owner of the mount asks
+
+    def probe(self) -> None:
+        """Ask every source for its first entries, so that what is wrong is known before anything is mounted.
+
+        Raises the store's errors, and NotFoundError for a `path` under which there is nothing.
+        """
+        for source in self._sources:
+            probe_source(source)
+
+    def refresh(self, path: str | None = None) -> list[Change]:
+        """List anew what has been listed (all of it, or `path` and the directory it is in) and return what changed.
+
+        The kernel must be told of every change: INVAL_ENTRY for its name, INVAL_INODE for `parent_id` and
+        `old_node_id`. Raises the store's errors; what could not be listed is listed at its next use.
+        """
+        with self._lock:
+            stale = [(directory, directory.children) for directory in self._to_refresh(path)]
+            for directory, _ in stale:
+                _mark_stale(directory)
+        changes: list[Change] = []
+        for directory, before in stale:
+            with self._lock:
+                if not self._tree.is_current(directory):
+                    continue  # its parent's listing says that it is gone
+            changes += changes_between(directory.node_id, before, self._entries(directory, may_wait=True))
+        return changes
+
+    def _to_refresh(self, path: str | None) -> list[DirectoryNode]:
+        directory, parents = self._root, []
+        for segment in [part for part in (path or "").split("/") if part]:
+            parents = [directory]
+            name = encode_segment(segment)
+            child = None if isinstance(name, HiddenReason) else directory.children.get(name)
+            if not isinstance(child, DirectoryNode):
+                return [found for found in parents if found.listed_at is not None]
+            directory = child
+        return [found for found in parents if found.listed_at is not None] + self._tree.listed_below(directory)
+
+    def hidden_counts(self) -> dict[HiddenReason, int]:
+        """Return how many names of the directories listed so far are not shown, by reason."""
+        with self._lock:
+            return {reason: count for reason, count in self._tree.hidden.items() if count}
+
+    @property
+    def last_error(self) -> Trouble | None:
+        """The trouble a store is in now, None when all is well."""
+        return self._troubles.latest()
+
+    # Listing
+
+    def _known(self, node_id: int) -> Node:
+        node = self._tree.nodes.get(node_id)
+        if node is None:
+            raise OSError(errno.ESTALE, "unknown inode")
+        return node
+
+    def _directory(self, node_id: int) -> DirectoryNode:
+        node = self.node(node_id)
+        if not isinstance(node, DirectoryNode):
+            raise NotADirectoryError(errno.ENOTDIR, "not a directory")
+        return node
+
+    def _children(self, directory: DirectoryNode, may_wait: bool) -> dict[bytes, Node]:
+        try:
+            return self._entries(directory, may_wait)
+        except AmlmountError as error:
+            raise as_os_error(error) from error
+
+    def _entries(self, directory: DirectoryNode, may_wait: bool) -> dict[bytes, Node]:
+        """Return the entries, from a listing begun no longer ago than the policy allows, counted from now.
+
+        The seam for lookups in directories too large to list: `lookup` asks here for all of them.
+        """
+        source = directory.source
+        if source is None:
+            return directory.children
+        may_list = may_wait or source.store.is_local
+        oldest = STALE if self._policy.pinned else self._clock() - self._policy.list_ttl_s
+        while True:
+            with self._lock:
+                if _is_fresh(directory, oldest):
+                    return directory.children
+                if not may_list or (directory.fetch and not may_wait):
+                    raise WouldBlock
+                if directory.fetch:
+                    self._wait_for(directory.fetch)
+                    continue
+                if self._known(directory.node_id) is not directory:
+                    raise OSError(errno.ESTALE, "unknown inode")
+                fetch = directory.fetch = Fetch()
+            self._carry_out(fetch, directory, source)
+
+    def _wait_for(self, fetch: Fetch) -> None:
+        self._listed.wait_for(lambda: fetch.done)
+        if fetch.error is not None:
+            raise fetch.error
+
+    def _carry_out(self, fetch: Fetch, directory: DirectoryNode, source: Source) -> None:
+        started_at = self._clock()
+        try:
+            listing = _list(directory, source)
+            children = self._tree.arrange(directory, listing)
+            with self._lock:
+                is_changed = self._tree.install(directory, children, listing.hidden)
+                if is_changed and directory.listed_at is not None:
+                    directory.mtime_ns = time.time_ns()
+                directory.listed_at = STALE if fetch.superseded else started_at
+        except AmlmountError as error:
+            fetch.error = error
+            self._troubles.failed(source.name, error)
+            raise
+        except BaseException:
+            fetch.error = AmlmountError(f"cannot list {directory.blob_name!r}: internal error")
+            raise
+        finally:
+            with self._lock:
+                fetch.done, directory.fetch = True, None
+                self._listed.notify_all()
+        self._troubles.worked(source.name)
+
+    def _expire(self, node_id: int) -> None:
+        with self._lock:
+            node = self._tree.nodes.get(node_id)
+            if isinstance(node, DirectoryNode):
+                _mark_stale(node)
+
+
+def _is_fresh(directory: DirectoryNode, oldest: float) -> bool:
+    listed_at = directory.listed_at
+    return listed_at is not None and listed_at > STALE and listed_at >= oldest
+
+
+def _mark_stale(directory: DirectoryNode) -> None:
+    if directory.listed_at is not None:
+        directory.listed_at = STALE
+    if directory.fetch:
+        directory.fetch.superseded = True
+
+
+def _list(directory: DirectoryNode, source: Source) -> Listing:
+    builder = ListingBuilder(directory.blob_name, directory.path, source.glob)
+    for page in source.store.list(directory.blob_name, delimiter=True):
+        builder.add(page)
+    return builder.finish()

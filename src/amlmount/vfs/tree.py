@@ -1,0 +1,180 @@
+"""The table of inodes: which are known, which are current, what a new listing changes.
+
+No lock and no store in here. Every method that is said to need the lock is called with the file system's tree
+lock held; `arrange` is not, and may take long.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from amlmount.vfs.base import Node, NodeKind
+from amlmount.vfs.listing import Listing
+from amlmount.vfs.names import HiddenReason
+from amlmount.vfs.nodes import DirectoryNode, FileNode, Numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One name whose meaning changed. None: nothing had (has) that name; an entry with old_node_id None was new."""
+
+    parent_id: int
+    name: bytes
+    old_node_id: int | None
+    new_node_id: int | None
+
+
+class Tree:
+    """All inodes by number, and what they sum up to."""
+
+    def __init__(self, root: DirectoryNode, numbers: Numbers, opened_ns: int) -> None:
+        self._numbers = numbers
+        self._opened_ns = opened_ns
+        self._root = root
+        self.nodes: dict[int, Node] = {root.node_id: root}
+        self.file_count = 0
+        self.size_bytes = 0
+        self.hidden: Counter[HiddenReason] = Counter()
+
+    def arrange(self, directory: DirectoryNode, listing: Listing) -> dict[bytes, Node]:
+        """Return the children a listing gives, sorted by name: the present node where nothing changed, else a new one.
+
+        Needs no lock: only the one fetch a directory can have calls it, and what it makes nobody else sees.
+        """
+        assert directory.source
+        make = self._numbers.maker(directory, directory.source)
+        old, files, children = directory.children, listing.files, {}
+        names = sorted([*files, *listing.directories])
+        for name in names:
+            info = files.get(name)
+            known = old.get(name)
+            if info is None:
+                children[name] = self._directory(directory, name, known, listing.directories[name])
+            elif known is not None and known.etag == info.etag and known.kind is NodeKind.FILE:
+                children[name] = known
+            else:
+                children[name] = make(name, info)
+        return children
+
+    def _directory(self, parent: DirectoryNode, name: bytes, known: Node | None, mtime_ns: int) -> Node:
+        if isinstance(known, DirectoryNode):
+            return known
+        assert parent.source
+        return self._numbers.make_directory(parent, parent.source, name, mtime_ns or self._opened_ns)
+
+    def install(self, directory: DirectoryNode, children: dict[bytes, Node], hidden: Counter[HiddenReason]) -> bool:
+        """Make these the children of a directory and tell whether that changes anything. Needs the lock."""
+        if self.nodes.get(directory.node_id) is not directory:
+            return False  # dropped while it was being listed
+        old = directory.children
+        added = [node for name, node in children.items() if old.get(name) is not node]
+        self._enter(added, children)
+        gone = [node for name, node in old.items() if children.get(name) is not node]
+        directory.children = children
+        self._count_hidden(directory, hidden)
+        self._retire(gone)
+        return bool(added or gone)
+
+    def _enter(self, added: list[Node], children: dict[bytes, Node]) -> None:
+        by_id = {node.node_id: node for node in added}
+        if len(by_id) == len(added) and self.nodes.keys().isdisjoint(by_id):
+            self.nodes.update(by_id)
+        else:
+            for index, node in enumerate(added):
+                added[index] = children[node.name] = self._settle(node)
+        files = [node for node in added if node.kind is NodeKind.FILE]
+        self.file_count += len(files)
+        self.size_bytes += sum([node.size_bytes for node in files])
+
+    def _settle(self, node: Node) -> Node:
+        """Give a node its number for good; the very same thing, still known to the kernel, comes back instead."""
+        attempt = 0
+        while (held := self.nodes.setdefault(node.node_id, node)) is not node:
+            if is_same(held, node):
+                return held
+            attempt += 1
+            node.node_id = self._numbers.next_number(node, attempt)
+        return node
+
+    def _count_hidden(self, directory: DirectoryNode, hidden: Counter[HiddenReason]) -> None:
+        if directory.hidden:
+            self.hidden -= directory.hidden
+        directory.hidden = hidden or None
+        self.hidden += hidden
+
+    def _retire(self, gone: Iterable[Node]) -> None:
+        """Take nodes, and all below them, out of what is current; those the kernel still holds stay known."""
+        waiting = list(gone)
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, DirectoryNode):
+                waiting += node.children.values()
+                node.children, node.listed_at = {}, None
+                self._count_hidden(node, Counter())
+                if node.fetch:
+                    node.fetch.superseded = True
+            else:
+                self.file_count -= 1
+                self.size_bytes -= node.size_bytes
+            if node.nlookup <= 0:
+                self._drop(node)
+
+    def is_current(self, node: Node) -> bool:
+        """Tell whether a path leads to this node. Needs the lock."""
+        if node is self._root:
+            return True
+        parent = self.nodes.get(node.parent_id)
+        return isinstance(parent, DirectoryNode) and parent.children.get(node.name) is node
+
+    def remember(self, node: Node) -> None:
+        """Count a reference; a node that was dropped meanwhile is known again. Needs the lock."""
+        self.nodes.setdefault(node.node_id, node).nlookup += 1
+
+    def forget(self, node_id: int, nlookup: int) -> None:
+        """Take references back and drop the node if that was the last use of it. Needs the lock."""
+        node = self.nodes.get(node_id)
+        if node is None or node is self._root:
+            return
+        node.nlookup = max(node.nlookup - nlookup, 0)
+        if node.nlookup == 0 and not self.is_current(node):
+            if isinstance(node, DirectoryNode):
+                self._retire([node])
+            else:
+                self._drop(node)
+
+    def _drop(self, node: Node) -> None:
+        if self.nodes.get(node.node_id) is node:
+            del self.nodes[node.node_id]
+
+    def listed_below(self, top: DirectoryNode) -> list[DirectoryNode]:
+        """Return the directories that have been listed at and below `top`, parents first. Needs the lock."""
+        found: list[DirectoryNode] = []
+        waiting: list[Node] = [top]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, DirectoryNode) and (node.listed_at is not None or node.source is None):
+                found += [node] if node.source else []
+                waiting += node.children.values()
+        return found
+
+
+def is_same(one: Node, other: Node) -> bool:
+    """Tell whether two nodes stand for the same version of the same thing."""
+    mine = one.source if isinstance(one, FileNode | DirectoryNode) else None
+    theirs = other.source if isinstance(other, FileNode | DirectoryNode) else None
+    return (one.kind, one.etag, one.blob_name, one.parent_id) == (
+        other.kind,
+        other.etag,
+        other.blob_name,
+        other.parent_id,
+    ) and mine is theirs
+
+
+def changes_between(parent_id: int, before: dict[bytes, Node], after: dict[bytes, Node]) -> list[Change]:
+    """Return what became of the entries of one directory, sorted by name."""
+    names = sorted(name for name in before.keys() | after.keys() if before.get(name) is not after.get(name))
+    return [Change(parent_id, name, _id_of(before.get(name)), _id_of(after.get(name))) for name in names]
+
+
+def _id_of(node: Node | None) -> int | None:
+    return node.node_id if node else None
