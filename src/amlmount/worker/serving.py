@@ -71,12 +71,13 @@ class Worker:
         os._exit(0)
 
     def _serve(self, descriptor: int, files: FileSystem) -> None:
-        from amlmount.fuse.adapter import Adapter
+        from amlmount.fuse.adapter import ReadOnlyAdapter
         from amlmount.fuse.negotiate import offer_for
         from amlmount.fuse.session import Session
 
-        offer = offer_for(self._spec.policy)
-        session = Session(descriptor, Adapter(files, self._spec), offer=offer, on_negotiated=self._negotiated)
+        policy = self._spec.policy
+        handler = ReadOnlyAdapter(files, policy, self._spec.ownership)
+        session = Session(descriptor, handler, offer=offer_for(policy), on_negotiated=self._negotiated)
         log.info("ended: %s", session.run().value)
 
     def _negotiated(self, negotiated: "Negotiated") -> None:

@@ -3,26 +3,20 @@
 A store that refuses is found here, before anything is mounted: a bad mount is never visible.
 """
 
-from amlmount.config.spec import MountSpec, SourceSpec
-from amlmount.stores import open_store
+from amlmount.config.spec import MountSpec
 from amlmount.vfs import open_filesystem
 from amlmount.vfs.base import FileSystem
 
 
 def open_checked(spec: MountSpec) -> FileSystem:
-    """Open the file system of `spec` after one cheap listing of every source.
+    """Open the file system of `spec` and ask every source for its first entries; an empty container is fine.
 
     Raises ContainerNotFoundError, AccessDeniedError, NetworkError and whatever else the store says.
     """
-    for source in spec.sources:
-        check(source)
-    return open_filesystem(spec)
-
-
-def check(source: SourceSpec) -> None:
-    """List one entry of a source; an empty container is fine. Raises what `ObjectStore.list` raises."""
-    store = open_store(source.store)
+    files = open_filesystem(spec)
     try:
-        next(iter(store.list(source.path, delimiter=True, page_size=1)), None)
-    finally:
-        store.close()
+        files.probe()
+    except BaseException:
+        files.close()
+        raise
+    return files
