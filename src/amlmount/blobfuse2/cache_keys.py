@@ -110,7 +110,6 @@ FILE_CACHE = section(
         since="2.1.1",
         hot=True,
         reset=True,
-        conflicts=("file_cache.sync-to-flush",),
         flag="--ignore-sync",
     ),
     Key(

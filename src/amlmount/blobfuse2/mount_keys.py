@@ -232,6 +232,7 @@ LIBFUSE = section(
         default_text="0755 files, 0775 directories; 0777 with allow-other",
         maximum=0o777,
         minimum=0,
+        owner="amlmount, which marks unfinished downloads with it",
     ),
     Key(
         "attribute-expiration-sec",
@@ -284,6 +285,7 @@ LIBFUSE = section(
         "int",
         "Owner shown; without gid too, the other one becomes 0.",
         default_text="the process's user",
+        owner="`owner` of the mount",
         minimum=0,
         maximum=UINT32_MAX,
         since="2.0.3",
@@ -293,6 +295,7 @@ LIBFUSE = section(
         "int",
         "Group shown; without uid too, the other one becomes 0.",
         default_text="the process's group",
+        owner="`owner` of the mount",
         minimum=0,
         maximum=UINT32_MAX,
         since="2.0.3",
@@ -305,6 +308,7 @@ LIBFUSE = section(
         minimum=0,
         maximum=777,
         since="2.1.1",
+        owner="`umask` and `dir_mode` of the mount",
     ),
     Key(
         "max-fuse-threads",

@@ -13,14 +13,31 @@ from amlmount.blobfuse2.values import check_value
 
 
 def validate_overrides(overrides: Mapping[str, object]) -> list[Problem]:
-    """Return the problems of a mount's `blobfuse2:` mapping: as `check_config`, and keys that we decide are refused."""
-    found = check_config(overrides)
+    """Return the problems of a mount's `blobfuse2:` mapping: as `check_config`, and keys that we decide are refused.
+
+    A secret among them must be a reference, such as `{env: NAME}`; what it refers to is not looked at here.
+    """
+    secrets = [(key, value) for key, value in known_keys(overrides) if key.secret and not key.owner]
+    references = {key.path for key, value in secrets if isinstance(value, Mapping)}
+    hint = "write it as {env: NAME} or {file: PATH}"
+    inline = [Problem(key.path, "must not stand in the configuration", hint) for key, _ in secrets]
+    found = [problem for problem in inline if problem.path not in references]
+    found += [problem for problem in check_config(_without(overrides, references)) if problem.path not in references]
     for key, _ in known_keys(overrides):
         if key.owner:
             found.append(Problem(key.path, "cannot be overridden", f"it is decided by {key.owner}"))
         elif key.status in ("flag", "testing"):
             found.append(Problem(key.path, "cannot be overridden", f"use {key.instead}" if key.instead else ""))
     return found
+
+
+def _without(config: Mapping[str, object], paths: set[str]) -> dict[str, object]:
+    return {
+        name: {key: item for key, item in value.items() if f"{name}.{key}" not in paths}
+        if isinstance(value, Mapping)
+        else value
+        for name, value in normalized(config).items()
+    }
 
 
 def check_config(config: Mapping[str, object]) -> list[Problem]:
