@@ -1,0 +1,3 @@
+module storestub
+
+go 1.21
