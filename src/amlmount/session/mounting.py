@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Protocol
 
 from amlmount.config.spec import MountSpec
+from amlmount.engines import select_engine
 from amlmount.errors import MountFailedError
 from amlmount.mounts.fusemount import unmount
 from amlmount.mounts.paths import canonical
@@ -134,6 +135,7 @@ def mount(
     target = _temporary() if mount_point is None or blank else canonical(os.path.expanduser(os.fspath(mount_point)))
     path = None if config is None else Path(config)
     spec = resolve_source(source, target, read_only=read_only, profile=profile, engine=engine, config_path=path)
+    select_engine(spec)  # refuses what no engine can do; what a session runs is always the Python one
     if in_process:
         spec = spec.model_copy(update={"policy": spec.policy.model_copy(update={"direct_io": True, "no_open": False})})
     return Mount(spec, in_process=in_process, timeout_s=timeout_s)
