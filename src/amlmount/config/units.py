@@ -23,9 +23,12 @@ _SIZE_UNITS = {
 _SIZE_BY_LOWER = {unit.lower(): factor for unit, factor in _SIZE_UNITS.items()}
 _DURATION_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 
-NUMBER = r"\d+(?:\.\d+)?"
+SIZE_MAX_BYTES = (1 << 63) - 1
+DURATION_MAX_S = 100 * 366 * 86400.0
+
+NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 SIZE_PATTERN = rf"^0$|^{NUMBER} ?([KMGTPkmgtp][Ii]?)?[Bb]$"
-PERCENT_PATTERN = r"^(?:100(?:\.0+)?|\d{1,2}(?:\.\d+)?) ?%$"
+PERCENT_PATTERN = r"^(?:100(?:\.0+)?|[0-9]{1,2}(?:\.[0-9]+)?) ?%$"
 DURATION_PATTERN = rf"^0$|^(?:{NUMBER}(?:ms|[smhdw]))+$"
 
 _SIZE_HINT = "write a number and a unit: KiB MiB GiB TiB (1024) or KB MB GB TB (1000), as in 512MiB"
@@ -52,7 +55,10 @@ def parse_size(text: object) -> int:
     factor = _SIZE_BY_LOWER.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise ValueError(f"{written!r} is not a size; {_bare(written, 'MiB') or _SIZE_HINT}")
-    return int(Decimal(match[1]) * factor)
+    size_bytes = int(Decimal(match[1]) * factor)
+    if size_bytes > SIZE_MAX_BYTES:
+        raise ValueError(f"{written!r} is more than any disk has; write less than 8192PiB")
+    return size_bytes
 
 
 def parse_size_or_percent(text: object) -> int | Percent:
@@ -74,7 +80,10 @@ def parse_duration(text: object) -> float:
     parts = re.findall(rf"({NUMBER})(ms|[smhdw])", written)
     if not parts or "".join(number + unit for number, unit in parts) != written:
         raise ValueError(f"{written!r} is not a duration; {_bare(written, 's') or _DURATION_HINT}")
-    return float(sum(Decimal(number) * _DURATION_MS[unit] for number, unit in parts) / 1000)
+    duration_s = sum(Decimal(number) * _DURATION_MS[unit] for number, unit in parts) / 1000
+    if duration_s > DURATION_MAX_S:
+        raise ValueError(f"{written!r} is longer than a hundred years; write less")
+    return float(duration_s)
 
 
 def format_size(size: int | Percent) -> str:
