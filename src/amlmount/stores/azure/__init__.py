@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from amlmount.stores.azure.store import AzureStore
+    from amlmount.stores.azure.timing import Timing
 
 
-def open_azure(definition: Mapping[str, object]) -> "AzureStore":
+def open_azure(definition: Mapping[str, object], *, timing: "Timing | None" = None) -> "AzureStore":
     """Make the store of a validated definition; secrets are read, and the network is used, at the first call.
 
     Without a container it can only list the account's containers. Raises ConfigError for an impossible address.
@@ -22,4 +23,4 @@ def open_azure(definition: Mapping[str, object]) -> "AzureStore":
     store = parse_store(dict(definition))
     if isinstance(store, LocalStore):
         raise ConfigError("cannot open a local store as an Azure container", hint="set type: azure_blob")
-    return AzureStore(store)
+    return AzureStore(store, timing=timing)

@@ -182,7 +182,7 @@ def _kind_and_hint(refusal: Refusal, attempted: Attempted) -> _Row:
     if refusal.is_throttle:
         return ThrottledError, "the store is busy: read with fewer processes, or try again later"
     if refusal.status in (401, 403) and _is_clock_off(refusal):
-        return AccessDeniedError, _clock_hint(refusal.clock_error_s or 0.0)
+        return AccessDeniedError, clock_hint(refusal.clock_error_s or 0.0)
     if row := _ROWS.get(refusal.code):
         return row
     if refusal.status == 404:
@@ -200,7 +200,8 @@ def _is_clock_off(refusal: Refusal) -> bool:
     return refusal.clock_error_s is not None and abs(refusal.clock_error_s) > MAX_CLOCK_ERROR_S
 
 
-def _clock_hint(error_s: float) -> str:
+def clock_hint(error_s: float) -> str:
+    """Say what to do about a clock that is off by that many seconds."""
     ahead = "ahead of" if error_s > 0 else "behind"
     return f"this machine's clock is {abs(error_s) / 60:.0f} minutes {ahead} the store's: timedatectl set-ntp true"
 

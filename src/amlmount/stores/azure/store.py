@@ -130,6 +130,10 @@ class AzureStore:
             if not marker:
                 return names
 
+    def authorizer(self) -> Authorizer:
+        """Return the credential in use, resolved now if it was not. Raises ConfigError, AccessDeniedError."""
+        return self._client().authorizer
+
     def close(self) -> None:
         """Close idle connections; a later call opens new ones."""
         with self._lock:

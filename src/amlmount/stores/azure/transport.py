@@ -169,6 +169,13 @@ class Pool:
                     return
         connection.close()
 
+    def connect_tls(self, deadline: Deadline) -> ssl.SSLSocket:
+        """Return one new connection, for looking at its certificate. Raises OSError or HTTPException."""
+        connection = self._new_connection(deadline.bound(self._timing.connect_s))
+        connection.connect()
+        assert isinstance(connection.sock, ssl.SSLSocket)
+        return connection.sock
+
     def close(self) -> None:
         """Close what is idle."""
         with self._lock:

@@ -1,0 +1,357 @@
+"""A blob service in the test's own process that misbehaves on demand: what Azurite never does, and Azure sometimes.
+
+It speaks the part of the protocol that the store uses; the contract test runs against it and Azurite alike, so that
+it cannot drift. It checks no signature: refusals are told to it.
+"""
+
+import base64
+import hashlib
+import re
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+ACCOUNT = "fakeaccount"
+VERSION = "2023-11-03"
+
+
+@dataclass(frozen=True)
+class Blob:
+    """What is stored."""
+
+    data: bytes
+    etag: str
+    modified: str
+    metadata: dict[str, str]
+    md5: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request that came in."""
+
+    at: float
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+
+    @property
+    def is_list(self) -> bool:
+        """True for a listing of blobs."""
+        return self.query.get("comp") == "list" and "restype" in self.query
+
+
+@dataclass
+class Fault:
+    """Something to do instead of answering, to requests that `matches` likes, `times` times."""
+
+    kind: str
+    times: int
+    matches: Callable[[Asked], bool]
+    status: int = 500
+    code: str = "InternalError"
+    detail: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class FakeBlobService:
+    """The service. `fail` tells it to misbehave, `asked` is what it was asked, `clock_offset_s` sets its clock."""
+
+    def __init__(self, certificate: tuple[str, str] | None = None) -> None:
+        self.containers: dict[str, dict[str, Blob]] = {"data": {}}
+        self.blocks: dict[tuple[str, str], dict[str, bytes]] = {}
+        self.asked: list[Asked] = []
+        self.clock_offset_s = 0.0
+        self.lock = threading.Lock()
+        self.ended = threading.Event()
+        self._faults: list[Fault] = []
+        self._versions = 0
+        self._scheme = "https" if certificate else "http"
+        self._server = _Server(self, certificate)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, on 127.0.0.1."""
+        return int(self._server.server_address[1])
+
+    @property
+    def url(self) -> str:
+        """Address of the account."""
+        return f"{self._scheme}://127.0.0.1:{self.port}/{ACCOUNT}"
+
+    def definition(self, container: str | None = "data", **changes: Any) -> dict[str, Any]:
+        """Return a store definition as the configuration has it, anonymous unless changed."""
+        fields: dict[str, Any] = {"type": "azure_blob", "account_name": ACCOUNT, "endpoint": self.url}
+        fields |= {"credentials": {"anonymous": {}}} | ({"container_name": container} if container else {})
+        return fields | changes
+
+    def fail(
+        self, kind: str, times: int = 1, *, when: Callable[[Asked], bool] = lambda asked: True, **more: Any
+    ) -> None:
+        """Misbehave: status, reset, silence, stall, truncate, wrong_range, full, corrupt, no_etag, garbage, done_reset.
+
+        `done_reset` carries the request out and then breaks the connection.
+        """
+        self._faults.append(Fault(kind, times, when, **more))
+
+    def next_fault(self, asked: Asked) -> Fault | None:
+        """Return what to do to this request, if anything."""
+        with self.lock:
+            self.asked.append(asked)
+            for fault in self._faults:
+                if fault.times > 0 and fault.matches(asked):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def put(self, container: str, name: str, data: bytes, metadata: dict[str, str] | None = None) -> Blob:
+        """Store a blob (under the lock)."""
+        self._versions += 1
+        md5 = base64.b64encode(hashlib.md5(data).digest()).decode()
+        etag = f"0x8DE{self._versions:012X}"
+        blob = Blob(data, etag, formatdate(usegmt=True), metadata or {}, md5)
+        self.containers[container][name] = blob
+        return blob
+
+    def close(self) -> None:
+        """End it, and whoever hangs in it."""
+        self.ended.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, fake: FakeBlobService, certificate: tuple[str, str] | None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.fake = fake
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if certificate else None
+        if self.context and certificate:
+            self.context.load_cert_chain(*certificate)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        connection.settimeout(30)
+        if self.context:
+            # The handshake belongs to the connection's own thread: one client must not hold up the others.
+            connection = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are what these tests are about."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def log_message(self, *_: Any) -> None:
+        """Stay silent."""
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return formatdate(time.time() + self.server.fake.clock_offset_s, usegmt=True)
+
+    def _serve(self) -> None:
+        self.fake = self.server.fake
+        parts = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        headers = {key.lower(): value for key, value in self.headers.items()}
+        self.body = self.rfile.read(int(headers.get("content-length", 0)))
+        asked = Asked(time.monotonic(), self.command, unquote(parts.path), query, headers)
+        self.fault = self.fake.next_fault(asked)
+        if self.fault and self._broken_before(self.fault):
+            return
+        _, _, container, *rest = [*parts.path.split("/", 3), ""]
+        name = unquote(rest[0]) if rest else ""
+        with self.fake.lock:
+            answer = self._answer(asked, container, name)
+        self._send(*answer)
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = _serve
+
+    def _broken_before(self, fault: Fault) -> bool:
+        if fault.kind == "status":
+            self._send(*_error(fault.status, fault.code, fault.detail, fault.headers))
+        elif fault.kind == "reset":
+            self._reset()
+        elif fault.kind == "garbage":
+            self.wfile.write(b"hello\r\n\r\n")
+            self.close_connection = True
+        elif fault.kind == "silence":
+            self.fake.ended.wait(60)
+            self.close_connection = True
+        else:
+            return False
+        return True
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+
+    def _answer(self, asked: Asked, container: str, name: str) -> "Answer":
+        if not container and asked.query.get("comp") == "list":
+            return 200, _containers_xml(self.fake.containers), {"Content-Type": "application/xml"}
+        blobs = self.fake.containers.get(container)
+        if blobs is None:
+            return _error(404, "ContainerNotFound", "The specified container does not exist.")
+        if asked.is_list:
+            return 200, _list_xml(blobs, asked.query), {"Content-Type": "application/xml"}
+        if asked.method == "PUT":
+            return self._put(asked, container, name)
+        return self._existing(asked, blobs, name)
+
+    def _put(self, asked: Asked, container: str, name: str) -> "Answer":
+        body, staged = self.body, self.fake.blocks.setdefault((container, name), {})
+        if asked.query.get("comp") == "block":
+            staged[asked.query["blockid"]] = body
+            return 201, b"", {}
+        present = self.fake.containers[container].get(name)
+        if refused := _check_conditions(asked, present):
+            return refused
+        if asked.query.get("comp") == "blocklist":
+            body = b"".join(staged[block.decode()] for block in re.findall(rb"<Uncommitted>([^<]+)<", body))
+        sent = asked.headers.get("content-md5")
+        if asked.query.get("comp") != "blocklist" and sent and sent != _md5(body):
+            return _error(400, "Md5Mismatch", "The MD5 value does not match.")
+        self.fake.blocks.pop((container, name), None)
+        metadata = {key[10:]: value for key, value in asked.headers.items() if key.startswith("x-ms-meta-")}
+        blob = self.fake.put(container, name, body, metadata)
+        return 201, b"", {"ETag": f'"{blob.etag}"', "Last-Modified": blob.modified}
+
+    def _existing(self, asked: Asked, blobs: dict[str, Blob], name: str) -> "Answer":
+        blob = blobs.get(name)
+        if blob is None:
+            return _error(404, "BlobNotFound", "The specified blob does not exist.")
+        if refused := _check_conditions(asked, blob):
+            return refused
+        if asked.method == "DELETE":
+            del blobs[name]
+            return 202, b"", {}
+        headers = {"ETag": f'"{blob.etag}"', "Last-Modified": blob.modified, "x-ms-blob-type": "BlockBlob"}
+        headers |= {f"x-ms-meta-{key}": value for key, value in blob.metadata.items()}
+        wanted = asked.headers.get("x-ms-range") or asked.headers.get("range")
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "")
+        if asked.method == "HEAD" or not found:
+            return 200, blob.data, headers | {"Content-MD5": blob.md5}
+        first, last = int(found[1]), min(int(found[2] or len(blob.data)), len(blob.data) - 1)
+        if first >= len(blob.data):
+            return _error(416, "InvalidRange", "The range specified is invalid.")
+        part = blob.data[first : last + 1]
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(blob.data)}"
+        if asked.headers.get("x-ms-range-get-content-md5") == "true":
+            headers["Content-MD5"] = _md5(part)
+        return 206, part, headers
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        kind = self.fault.kind if self.fault else ""
+        if kind == "done_reset":
+            self._reset()
+            return
+        status, body, headers, cut_at = _spoiled(kind, status, body, headers)
+        self.send_response_only(status)
+        announced = len(body)
+        standard = {"Content-Length": str(announced), "Date": self.date_time_string(), "x-ms-version": VERSION}
+        for key, value in {**standard, "x-ms-request-id": "1", **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body if cut_at is None else body[:cut_at])
+        self.wfile.flush()
+        if kind == "stall":
+            self.fake.ended.wait(60)
+        if cut_at is not None:
+            self.close_connection = True
+
+
+Answer = tuple[int, bytes, dict[str, str]]
+
+
+def _spoiled(
+    kind: str, status: int, body: bytes, headers: dict[str, str]
+) -> tuple[int, bytes, dict[str, str], int | None]:
+    if kind in ("stall", "truncate"):
+        return status, body, headers, len(body) // 3
+    if kind == "corrupt":
+        return status, bytes([body[0] ^ 1]) + body[1:], headers, None
+    if kind == "wrong_range":
+        return status, body, headers | {"Content-Range": f"bytes 5-{len(body) + 4}/{len(body) + 99}"}, None
+    if kind == "full":
+        return 200, body, {key: value for key, value in headers.items() if key != "Content-Range"}, None
+    if kind == "no_etag":
+        return status, body, {key: value for key, value in headers.items() if key != "ETag"}, None
+    return status, body, headers, None
+
+
+def _check_conditions(asked: Asked, present: Blob | None) -> Answer | None:
+    wanted = asked.headers.get("if-match")
+    if asked.headers.get("if-none-match") == "*" and present:
+        return _error(409, "BlobAlreadyExists", "The specified blob already exists.")
+    if wanted and (present is None or wanted.strip('"') != present.etag):
+        return _error(412, "ConditionNotMet", "The condition specified using HTTP conditional header(s) is not met.")
+    return None
+
+
+def _error(status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> Answer:
+    message = f"{detail}\nRequestId:1\nTime:2025-01-01"
+    extra = (
+        f"<AuthenticationErrorDetail>{escape(detail)}</AuthenticationErrorDetail>" if status == 403 and detail else ""
+    )
+    xml = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{escape(message)}</Message>{extra}</Error>'
+    return status, xml.encode(), {"x-ms-error-code": code, "Content-Type": "application/xml"} | (headers or {})
+
+
+def _md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data).digest()).decode()
+
+
+def _containers_xml(containers: dict[str, Any]) -> bytes:
+    names = "".join(f"<Container><Name>{name}</Name></Container>" for name in sorted(containers))
+    text = f"<EnumerationResults><Containers>{names}</Containers><NextMarker /></EnumerationResults>"
+    return f'<?xml version="1.0"?>{text}'.encode()
+
+
+def _list_xml(blobs: dict[str, Blob], query: dict[str, str]) -> bytes:
+    prefix, marker, limit = query.get("prefix", ""), query.get("marker", ""), int(query.get("maxresults", 5000))
+    entries: dict[str, str] = {}
+    for name in sorted(name for name in blobs if name.startswith(prefix)):
+        end = name.find("/", len(prefix)) if "delimiter" in query else -1
+        shown = name[: end + 1] if end >= 0 else name
+        entries.setdefault(shown, _prefix_xml(shown) if end >= 0 else _blob_xml(name, blobs[name]))
+    rest = [name for name in entries if name >= marker]
+    text = "".join(entries[name] for name in rest[:limit])
+    following = f"<NextMarker>{escape(rest[limit])}</NextMarker>" if len(rest) > limit else "<NextMarker />"
+    head = '<?xml version="1.0" encoding="utf-8"?><EnumerationResults ServiceEndpoint="x" ContainerName="data">'
+    return f"{head}<Blobs>{text}</Blobs>{following}</EnumerationResults>".encode()
+
+
+def _prefix_xml(name: str) -> str:
+    return f"<BlobPrefix><Name>{escape(name)}</Name></BlobPrefix>"
+
+
+def _blob_xml(name: str, blob: Blob) -> str:
+    pairs = "".join(f"<{key}>{escape(value)}</{key}>" for key, value in blob.metadata.items())
+    return (
+        f"<Blob><Name>{escape(name)}</Name><Properties><Creation-Time>{blob.modified}</Creation-Time>"
+        f"<Last-Modified>{blob.modified}</Last-Modified><Etag>{blob.etag}</Etag>"
+        f"<Content-Length>{len(blob.data)}</Content-Length><Content-Type>application/octet-stream</Content-Type>"
+        f"<Content-MD5>{blob.md5}</Content-MD5><BlobType>BlockBlob</BlobType></Properties>"
+        + (f"<Metadata>{pairs}</Metadata>" if pairs else "<Metadata />")
+        + "<OrMetadata /></Blob>"
+    )
