@@ -77,4 +77,4 @@ def escape_option(value: str) -> str:
 def _refused(what: str, done: Completed) -> MountFailedError:
     said = done.last_words.splitlines()[-1:] or [f"fusermount3 exited with {done.returncode}"]
     hint = next((hint for phrase, hint in _HINTS if phrase in done.last_words), None)
-    return MountFailedError(f"{what}: {said[0].removeprefix('fusermount3: ').strip()}", hint=hint)
+    return MountFailedError(f"{what}: {said[0].rpartition('fusermount3: ')[2].strip()}", hint=hint)
