@@ -1,0 +1,223 @@
+"""The route table: decode, ask the supervisor, encode. Decides nothing.
+
+`up` and `down` answer with JSON lines as things happen: `{"progress": STATUS}` ..., then `{"outcome": ...}` or
+`{"error": ...}`. Whoever closes the connection of an `up` before its end takes back what it began.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from amlmount.errors import AmlmountError, UsageError
+from amlmount.states import MountStatus, Outcome
+from amlmount.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 1 << 20
+MAX_TIMEOUT_S = 24 * 3600.0
+HTTP_STATUS = {2: 400, 3: 404, 4: 503, 5: 403, 6: 502, 8: 409, 124: 504}
+
+
+class Service(Protocol):
+    """What the routes need of the daemon."""
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """The mounts."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return version, pid, configuration files: the answer to a ping."""
+        ...
+
+    def accept(self) -> None:
+        """Raise DaemonUnreachableError if the daemon is about to end and takes no more work."""
+        ...
+
+    def refresh(self, sudo_uid: int | None) -> None:
+        """Re-read the configuration; `sudo_uid` is who ran sudo. Raises ConfigError and leaves all as it was."""
+        ...
+
+    def busy(self) -> contextlib.AbstractContextManager[None]:
+        """Keep the daemon from ending by itself within the block."""
+        ...
+
+    def end_if_idle(self) -> bool:
+        """Begin to end if nothing is left to do after the request that asks; say whether that is so."""
+        ...
+
+    def shut_down(self) -> None:
+        """Begin to take everything down and end."""
+        ...
+
+
+SERVICE: "web.AppKey[Service]" = web.AppKey("service")
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    names: list[str] | None = Field(default=None, max_length=10_000)
+    timeout_s: float = Field(default=60.0, ge=0, le=MAX_TIMEOUT_S)
+
+
+Body = TypeVar("Body", bound=_Request)
+
+
+class UpRequest(_Request):
+    """Body of `up`; `names` null means all."""
+
+    wait: bool = True
+    dry_run: bool = False
+    sudo_uid: int | None = Field(default=None, ge=0)
+
+
+class DownRequest(_Request):
+    """Body of `down`; `names` null means all."""
+
+    lazy: bool = False
+
+
+def make_app(service: Service) -> web.Application:
+    """Return the application that serves `service`."""
+    app = web.Application(middlewares=[_errors_as_json], client_max_size=MAX_BODY_BYTES)
+    app[SERVICE] = service
+    app.add_routes(
+        [
+            web.get("/v1/ping", _ping),
+            web.get("/v1/status", _status),
+            web.post("/v1/up", _up),
+            web.post("/v1/down", _down),
+            web.post("/v1/shutdown", _shutdown),
+        ]
+    )
+    return app
+
+
+async def _ping(request: web.Request) -> web.Response:
+    return web.json_response(request.app[SERVICE].describe())
+
+
+async def _status(request: web.Request) -> web.Response:
+    mounts = request.app[SERVICE].supervisor.status(request.query.getall("name", None))
+    return web.json_response({"mounts": [status.to_json() for status in mounts]})
+
+
+async def _up(request: web.Request) -> web.StreamResponse:
+    service, body = request.app[SERVICE], await _read_body(request, UpRequest)
+    with service.busy():
+        service.accept()
+        service.refresh(body.sudo_uid)
+        service.supervisor.status(body.names)
+        if body.dry_run:
+            plans = await service.supervisor.plan(body.names)
+            return web.json_response({"plans": [plan.to_json() for plan in plans]})
+        return await _stream(
+            request,
+            lambda progress: service.supervisor.up(
+                body.names, wait=body.wait, timeout_s=body.timeout_s, progress=progress
+            ),
+        )
+
+
+async def _down(request: web.Request) -> web.StreamResponse:
+    service, body = request.app[SERVICE], await _read_body(request, DownRequest)
+    with service.busy():
+        service.supervisor.status(body.names)
+        return await _stream(
+            request,
+            lambda progress: service.supervisor.down(
+                body.names, lazy=body.lazy, timeout_s=body.timeout_s, progress=progress
+            ),
+        )
+
+
+async def _shutdown(request: web.Request) -> web.Response:
+    request.app[SERVICE].shut_down()
+    return web.json_response({"ending": True})
+
+
+async def _read_body(request: web.Request, kind: type[Body]) -> Body:
+    try:
+        return kind.model_validate_json(await request.read() or b"{}")
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise UsageError(f"cannot read the request: {where}: {first['msg']}") from None
+
+
+Work = Callable[[Callable[[MountStatus], None]], Awaitable[Outcome]]
+
+
+async def _stream(request: web.Request, work: Work) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    news = _News()
+    writer = asyncio.create_task(news.write_to(response))
+    try:
+        last: dict[str, Any] = {"outcome": (await work(news.put)).to_json()}
+    except AmlmountError as error:
+        last = {"error": error.to_json()}
+    finally:
+        news.close()
+        with contextlib.suppress(ConnectionError):
+            await writer
+    last["ending"] = request.app[SERVICE].end_if_idle()
+    await response.write(_line(last))
+    await response.write_eof()
+    return response
+
+
+class _News:
+    """Changes on their way to a client; one that reads slowly gets the latest of each mount, so this stays small."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, MountStatus] = {}
+        self._something = asyncio.Event()
+        self._closed = False
+
+    def put(self, status: MountStatus) -> None:
+        self._latest[status.name] = status
+        self._something.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._something.set()
+
+    async def write_to(self, response: web.StreamResponse) -> None:
+        while not self._closed or self._latest:
+            await self._something.wait()
+            self._something.clear()
+            latest, self._latest = self._latest, {}
+            for status in latest.values():
+                await response.write(_line({"progress": status.to_json()}))
+
+
+def _line(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, separators=(",", ":")).encode() + b"\n"
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except AmlmountError as error:
+        return web.json_response({"error": error.to_json()}, status=HTTP_STATUS.get(error.exit_code, 500))
+    except web.HTTPException as error:
+        reason = AmlmountError(f"cannot serve {request.method} {request.path}: {error.reason.lower()}")
+        return web.json_response({"error": reason.to_json()}, status=error.status)
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("cannot serve %s %s", request.method, request.path)
+        reason = AmlmountError("cannot serve the request: the daemon met a bug", hint="see the daemon's log")
+        return web.json_response({"error": reason.to_json()}, status=500)

@@ -1,0 +1,124 @@
+"""The command line: the table of commands, the global options, and the one place where errors become exit codes.
+
+Modules of this package import only typer and the standard library at their top.
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from amlmount.cli import daemon_commands, mount_commands
+from amlmount.cli.output import Console
+
+INTERRUPTED = 130
+EPILOG = (
+    "Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 not found, 4 no daemon, 5 authentication, 6 network, "
+    "7 some of several failed, 8 busy, 124 timeout, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="amlmount",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import amlmount
+
+        typer.echo(f"amlmount {amlmount.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Configuration file or folder (AMLMOUNT_CONFIG).")
+    ] = None,
+    user: Annotated[bool, typer.Option("--user", help="Use the daemon of this user.")] = False,
+    system: Annotated[bool, typer.Option("--system", help="Use the daemon of the system.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print data and errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more, in the daemon's log too.")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR=1).")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Keep Azure blob containers mounted as folders."""
+    if user and system:
+        raise typer.BadParameter("--user and --system exclude each other")
+    settings: dict[str, Any] = ctx.ensure_object(dict)
+    settings |= {"config": config, "system": True if system else False if user else None, "verbose": verbose}
+    talk: Console = settings.setdefault("console", Console())
+    talk.quiet = quiet
+    talk.no_colour |= no_color
+
+
+app.command()(mount_commands.up)
+app.command()(mount_commands.down)
+app.command()(mount_commands.ps)
+app.command()(daemon_commands.daemon)
+app.command()(daemon_commands.completion)
+
+
+def _add_when_there(module_name: str, commands: dict[str, str], groups: dict[str, str]) -> None:
+    try:
+        module = importlib.import_module(f"amlmount.cli.{module_name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"amlmount.cli.{module_name}":
+            raise
+        return
+    for name, attribute in commands.items():
+        app.command(name)(getattr(module, attribute))
+    for name, attribute in groups.items():
+        app.add_typer(getattr(module, attribute), name=name)
+
+
+_add_when_there("config_commands", {"init": "init"}, {"config": "config_app"})
+_add_when_there("render_commands", {"render": "render", "import": "import_"}, {})
+_add_when_there("doctor_commands", {"doctor": "doctor"}, {})
+_add_when_there("store_commands", {}, {"store": "store_app"})
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Run the command line and exit. The only place that prints errors and chooses the exit code."""
+    console = Console()
+    sys.exit(_run(sys.argv[1:] if argv is None else argv, console))
+
+
+def _run(argv: list[str], console: Console) -> int:
+    from amlmount.errors import AmlmountError
+
+    try:
+        if "_AMLMOUNT_COMPLETE" in os.environ:
+            from typer import completion
+
+            completion.completion_init()
+        returned = app(args=argv, prog_name="amlmount", standalone_mode=False, obj={"console": console})
+        sys.stdout.flush()
+        return returned if isinstance(returned, int) else 0
+    except AmlmountError as error:
+        console.error(error)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has gone (`| head`): no more output, so that the interpreter's last flush is quiet too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        # Usage errors of typer; its exception classes have moved between versions, their interface has not.
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+            raise
+        error.show()
+        return int(error.exit_code)

@@ -1,0 +1,142 @@
+"""What commands print: data to standard output, talk to standard error, colours only on a terminal.
+
+Only the standard library and typer here, because every command imports it.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from amlmount.errors import AmlmountError
+    from amlmount.states import MountStatus, Outcome
+
+COLOURS = {
+    "mounted": typer.colors.GREEN,
+    "degraded": typer.colors.YELLOW,
+    "pending": typer.colors.YELLOW,
+    "mounting": typer.colors.YELLOW,
+    "unmounting": typer.colors.YELLOW,
+    "failed": typer.colors.RED,
+}
+UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+class Format(StrEnum):
+    """Formats of commands that print data."""
+
+    TABLE = "table"
+    JSON = "json"
+    JSONL = "jsonl"
+
+
+class Console:
+    """How this run of the program talks: `quiet` without the talk, `as_json` for errors too, `colour` if wanted."""
+
+    def __init__(self) -> None:
+        self.quiet = False
+        self.as_json = False
+        self.no_colour = bool(os.environ.get("NO_COLOR"))
+
+    def note(self, text: str) -> None:
+        """Say something to a person."""
+        if not self.quiet:
+            typer.echo(text, err=True)
+
+    def paint(self, text: str, colour: str | None) -> str:
+        """Colour `text` if standard output is a terminal."""
+        if colour is None or self.no_colour or not sys.stdout.isatty():
+            return text
+        return typer.style(text, fg=colour)
+
+    def error(self, error: "AmlmountError") -> None:
+        """Print an error: what happened and what to do; with several in it, each of them."""
+        if self.as_json:
+            typer.echo(json.dumps({"error": error.to_json()}), err=True)
+            return
+        for single in error.details.get("errors", {}).values() or [error.to_json()]:
+            typer.echo(f"error: {single['message']}", err=True)
+            if single.get("hint"):
+                typer.echo(f"hint: {single['hint']}", err=True)
+
+
+def print_objects(objects: Sequence[dict[str, Any]], form: Format) -> None:
+    """Print a list as JSON, or one object a line."""
+    if form is Format.JSONL:
+        for item in objects:
+            typer.echo(json.dumps(item))
+    else:
+        typer.echo(json.dumps(list(objects), indent=2))
+
+
+def print_table(console: Console, header: Sequence[str], rows: Iterable[Sequence[str]], state_column: int = -1) -> None:
+    """Print columns parted by at least two spaces; nothing is cut, and the last column may hold any text."""
+    lines = [[_one_line(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for number, line in enumerate(lines):
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        if number and state_column >= 0:
+            cells[state_column] = console.paint(cells[state_column], COLOURS.get(line[state_column]))
+        typer.echo("  ".join(cells).rstrip())
+
+
+def print_mounts(console: Console, mounts: "Sequence[MountStatus]", form: Format) -> None:
+    """Print what `ps` prints."""
+    if form is not Format.TABLE:
+        print_objects([status.to_json() for status in mounts], form)
+        return
+    header = ("NAME", "STATE", "SINCE", "ENGINE", "PID", "TARGET", "SOURCE", "NOTE")
+    print_table(console, header, [_row(status) for status in mounts], state_column=1)
+
+
+def age(seconds: float) -> str:
+    """Write a span roughly: `5s`, `3m`, `2h`, `9d`."""
+    for unit_s, name in UNITS:
+        if seconds >= unit_s:
+            return f"{int(seconds // unit_s)}{name}"
+    return "0s"
+
+
+def raise_for(outcome: "Outcome", verb: str) -> None:
+    """Raise what an outcome with errors means for the exit code: one asked for, its own; some of several, partial."""
+    from amlmount.errors import PartialError, from_json
+
+    if not outcome.errors:
+        return
+    errors = {name: failure.to_json() for name, failure in outcome.errors.items()}
+    if len(outcome.mounts) == 1:
+        raise from_json(next(iter(errors.values())))
+    message = f"cannot {verb} {len(errors)} of {len(outcome.mounts)} mounts: {', '.join(errors)}"
+    if len(errors) < len(outcome.mounts):
+        raise PartialError(message, details={"errors": errors})
+    codes = {data["code"] for data in errors.values()}
+    code = codes.pop() if len(codes) == 1 else "failed"
+    raise from_json({"code": code, "message": message, "hint": None, "details": {"errors": errors}})
+
+
+def _row(status: "MountStatus") -> tuple[str, ...]:
+    from amlmount.states import SERVING, MountState
+
+    down = status.state is MountState.UNMOUNTED
+    trouble = status.last_error.message if status.last_error and status.state not in SERVING else None
+    again = f" (next try within {max(1, round(status.retry_in_s))} s)" if status.retry_in_s is not None else ""
+    return (
+        status.name,
+        status.state.value,
+        "-" if down or not status.since else age(time.time() - status.since),
+        status.engine or "-" if not down else "-",
+        str(status.pid or "-"),
+        status.target,
+        status.source,
+        trouble + again if trouble else (status.engine_why or "" if not down else ""),
+    )
+
+
+def _one_line(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -1,0 +1,177 @@
+"""The daemon's API as calls: standard library only, so that commands start quickly.
+
+Every method opens a connection of its own; errors come back as the AmlmountError that the daemon raised.
+"""
+
+import contextlib
+import json
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from typing import Any
+from urllib.parse import urlencode
+
+from amlmount.errors import AmlmountError, DaemonUnreachableError, from_json
+from amlmount.states import MountStatus, Outcome
+
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 30.0
+MAX_LINE_BYTES = 16 << 20
+Progress = Callable[[MountStatus], None]
+
+
+class DaemonClient:
+    """Talks to the daemon behind `socket_path`. Every call raises DaemonUnreachableError if there is none."""
+
+    def __init__(self, socket_path: str) -> None:
+        self.socket_path = socket_path
+
+    def ping(self) -> dict[str, Any]:
+        """Return version, pid, configuration of the daemon."""
+        return self._call("GET", "/v1/ping")
+
+    def status(self, names: Sequence[str] | None = None) -> list[MountStatus]:
+        """Return the status of the named mounts or of all. Raises NotFoundError."""
+        query = "?" + urlencode([("name", name) for name in names]) if names else ""
+        return [MountStatus.from_json(data) for data in self._call("GET", f"/v1/status{query}")["mounts"]]
+
+    def up(
+        self,
+        names: Sequence[str] | None,
+        *,
+        wait: bool,
+        timeout_s: float,
+        sudo_uid: int | None = None,
+        progress: Progress = lambda _: None,
+    ) -> Outcome:
+        """Bring mounts up; `progress` is called at every change. Closing the connection (Ctrl-C) takes it back."""
+        body = {"names": names, "wait": wait, "timeout_s": timeout_s, "sudo_uid": sudo_uid}
+        return self._follow("/v1/up", body, timeout_s + ANSWER_TIMEOUT_S, progress)
+
+    def plan(self, names: Sequence[str] | None) -> list[dict[str, Any]]:
+        """Return what `up` would do, one object a mount (`states.Plan.to_json`)."""
+        plans: list[dict[str, Any]] = self._call("POST", "/v1/up", {"names": names, "dry_run": True})["plans"]
+        return plans
+
+    def down(
+        self,
+        names: Sequence[str] | None,
+        *,
+        lazy: bool,
+        timeout_s: float,
+        progress: Progress = lambda _: None,
+    ) -> Outcome:
+        """Take mounts down. If that was the last thing the daemon was for, return once it has gone."""
+        body = {"names": names, "lazy": lazy, "timeout_s": timeout_s}
+        return self._follow("/v1/down", body, timeout_s + ANSWER_TIMEOUT_S, progress)
+
+    def shut_down(self) -> None:
+        """Ask the daemon to take everything down and end; returns at once."""
+        self._call("POST", "/v1/shutdown", {})
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        with self._exchange(method, path, body, ANSWER_TIMEOUT_S) as (_, response):
+            data: dict[str, Any] = json.loads(response.read())
+            return data
+
+    def _follow(self, path: str, body: dict[str, Any], timeout_s: float, progress: Progress) -> Outcome:
+        with self._exchange("POST", path, body, timeout_s) as (connection, response):
+            last = _read_until_last(response, progress)
+        if last.get("ending"):
+            wait_until_gone(connection.peer_pid)
+        if "error" in last:
+            raise from_json(last["error"])
+        return Outcome.from_json(last["outcome"])
+
+    @contextlib.contextmanager
+    def _exchange(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
+    ) -> "Iterator[tuple[_UnixConnection, HTTPResponse]]":
+        connection = _UnixConnection(self.socket_path)
+        try:
+            connection.open(timeout_s)
+            connection.request(method, path, json.dumps(body) if body is not None else None)
+            response = connection.getresponse()
+            if response.status >= 400:
+                raise _error_of(response)
+            yield connection, response
+        except (ConnectionError, HTTPException, ValueError) as error:
+            raise _went_away(self.socket_path) from error
+        except TimeoutError as error:
+            raise DaemonUnreachableError(
+                f"cannot get an answer from the daemon at {self.socket_path} within {timeout_s:g} s",
+                hint="it hangs: its log says more (daemon.log in the state directory)",
+            ) from error
+        finally:
+            connection.close()
+
+
+class _UnixConnection(HTTPConnection):
+    """HTTP over a unix socket; the host name means nothing."""
+
+    def __init__(self, socket_path: str) -> None:
+        super().__init__("amlmount")
+        self._socket_path = socket_path
+        self.peer_pid = 0
+
+    def open(self, timeout_s: float) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            self.sock.connect(self._socket_path)
+        except OSError as error:
+            raise _unreachable(self._socket_path, error) from error
+        self.sock.settimeout(timeout_s)
+        # The kernel's word for who listens: SO_PEERCRED, unix(7).
+        packed = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        self.peer_pid = struct.unpack("3i", packed)[0]
+
+
+def wait_until_gone(pid: int, timeout_s: float = 40.0) -> None:
+    """Wait until the daemon `pid` has ended, which is after it has removed its socket; gives up quietly."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        waiter = select.poll()
+        waiter.register(pidfd, select.POLLIN)
+        waiter.poll(timeout_s * 1000)
+    finally:
+        os.close(pidfd)
+
+
+def _read_until_last(response: HTTPResponse, progress: Progress) -> dict[str, Any]:
+    while line := response.readline(MAX_LINE_BYTES):
+        data: dict[str, Any] = json.loads(line)
+        if "progress" not in data:
+            return data
+        progress(MountStatus.from_json(data["progress"]))
+    raise ConnectionResetError("the stream ended early")
+
+
+def _error_of(response: HTTPResponse) -> AmlmountError:
+    try:
+        return from_json(json.loads(response.read())["error"])
+    except (ValueError, KeyError, TypeError):
+        return AmlmountError(f"cannot use the daemon: it answered {response.status} {response.reason}")
+
+
+def _unreachable(path: str, error: OSError) -> AmlmountError:
+    if isinstance(error, PermissionError):
+        return DaemonUnreachableError(f"cannot reach the daemon at {path}: permission denied", hint="use sudo")
+    return DaemonUnreachableError(
+        f"cannot reach the daemon: nobody listens at {path}", hint="`amlmount up` starts one", details={"absent": True}
+    )
+
+
+def _went_away(path: str) -> AmlmountError:
+    return DaemonUnreachableError(
+        f"cannot finish the request: the daemon at {path} went away",
+        hint="its log says why (daemon.log in the state directory); `amlmount up` starts it again",
+    )

@@ -1,0 +1,224 @@
+"""The composition root: builds the supervisor and the API, runs them until told to stop, takes everything down.
+
+Everything that decides how mounts behave is elsewhere; this knows only what has to exist, and in which order.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import amlmount
+from amlmount.api import ApiServer
+from amlmount.config.load import config_files, load_config
+from amlmount.config.locations import Locations
+from amlmount.config.resolve import find_daemon_user, resolve_all
+from amlmount.config.spec import MountSpec
+from amlmount.daemon import process
+from amlmount.engines import select_engine
+from amlmount.errors import AmlmountError, DaemonUnreachableError
+from amlmount.states import MountStatus, Plan
+from amlmount.supervisor import KernelHost, RecordStore, Supervisor, Surroundings
+from amlmount.systemd import notify, passed_descriptors
+
+log = logging.getLogger(__name__)
+
+PREDECESSOR_PATIENCE_S = 15.0  # one that is ending may have mounts to take down
+IDLE_AT_START_S = 10.0  # whoever started us has this long to say what for
+IDLE_S = 0.2
+CLOSE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a daemon runs. `auto`: started by a command, logs to a file, ends by itself after its last mount.
+
+    `config` is an absolute path, None for the usual places. `ready_fd`: a descriptor for one line of JSON.
+    """
+
+    locations: Locations
+    config: Path | None = None
+    auto: bool = False
+    ready_fd: int | None = None
+    verbose: bool = False
+
+
+def main(options: Options) -> None:
+    """Be the daemon until it is told to end. Raises AmlmountError if it cannot be."""
+    ready = process.ReadyPipe(options.ready_fd)
+    kept = [] if options.ready_fd is None else [options.ready_fd]
+    process.let_go_of_everything([*kept, *passed_descriptors()])
+    lock = process.DaemonLock(str(options.locations.runtime_dir))
+    try:
+        _check_configuration(options)
+        if not lock.acquire(patience_s=PREDECESSOR_PATIENCE_S, give_up=lambda: _answers(options)):
+            _yield_to_other(options, lock, ready)
+            return
+        path = process.log_path(str(options.locations.state_dir)) if options.auto else None
+        process.start_logging(path, verbose=options.verbose)
+        asyncio.run(_Daemon(options).run(ready))
+    except AmlmountError as error:
+        ready.tell({"error": error.to_json()})
+        raise
+    finally:
+        lock.release()
+
+
+def plan_offline(options: Options, names: Sequence[str] | None) -> list[Plan]:
+    """Say what `up` would do if no daemon runs. Raises NotFoundError, ConfigError."""
+
+    async def plan() -> list[Plan]:
+        return await _make_supervisor(options, _read_specs(options, None)).plan(names)
+
+    return asyncio.run(plan())
+
+
+def _check_configuration(options: Options) -> None:
+    _read_specs(options, None)
+
+
+def _read_specs(options: Options, sudo_uid: int | None) -> list[MountSpec]:
+    files = config_files(options.config, system=options.locations.is_system)
+    user = find_daemon_user(is_system=options.locations.is_system, sudo_uid=sudo_uid)
+    return list(resolve_all(load_config(files), user).values())
+
+
+def _answers(options: Options) -> bool:
+    from amlmount.client import DaemonClient
+
+    try:
+        return not DaemonClient(str(options.locations.socket)).ping().get("ending")
+    except AmlmountError:
+        return False
+
+
+def _yield_to_other(options: Options, lock: process.DaemonLock, ready: process.ReadyPipe) -> None:
+    if not options.auto:
+        raise process.already_running(lock.holder())
+    ready.tell({"already": lock.holder()})
+
+
+def _make_supervisor(options: Options, specs: list[MountSpec]) -> Supervisor:
+    records = RecordStore(os.path.join(options.locations.runtime_dir, "mounts"))
+    log_dir = str(options.locations.state_dir / "logs")
+
+    return Supervisor(Surroundings(lambda spec: select_engine(spec, log_dir=log_dir), KernelHost(), records), specs)
+
+
+class _Daemon:
+    """The running daemon; what the API calls `Service`."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._sudo_uid = _env_number("SUDO_UID")
+        self.supervisor = _make_supervisor(options, _read_specs(options, self._sudo_uid))
+        self._server = ApiServer(self, str(options.locations.socket))
+        self._requests = 0
+        self._ending = asyncio.Event()
+        self._idle_check: asyncio.TimerHandle | None = None
+
+    async def run(self, ready: process.ReadyPipe) -> None:
+        """Serve until the end, then undo everything."""
+        async with contextlib.AsyncExitStack() as undo:
+            self._watch_signals()
+            self.supervisor.recover()
+            undo.push_async_callback(self._server.close)
+            await self._server.open()
+            undo.push_async_callback(self.supervisor.close, timeout_s=CLOSE_TIMEOUT_S)
+            self.supervisor.listen(self._on_change)
+            self._check_idle_after(IDLE_AT_START_S)
+            log.info("ready: amlmount %s, pid %d, socket %s", amlmount.__version__, os.getpid(), self._socket)
+            ready.tell({"ready": os.getpid()})
+            notify("READY=1")
+            await self._ending.wait()
+            notify("STOPPING=1")
+            log.info("ending")
+
+    # --- Service -------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """See Service."""
+        config = self._options.config or os.environ.get("AMLMOUNT_CONFIG")
+        return {
+            "version": amlmount.__version__,
+            "pid": os.getpid(),
+            "config": str(config) if config else None,
+            "auto": self._options.auto,
+            "system": self._options.locations.is_system,
+            "ending": self._ending.is_set(),
+        }
+
+    def accept(self) -> None:
+        """See Service."""
+        if self._ending.is_set():
+            raise DaemonUnreachableError("cannot take the request: the daemon is ending", hint="try again")
+
+    def refresh(self, sudo_uid: int | None) -> None:
+        """See Service."""
+        self._sudo_uid = sudo_uid if sudo_uid is not None else self._sudo_uid
+        self.supervisor.update(_read_specs(self._options, self._sudo_uid))
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """See Service."""
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            self._check_idle_after(IDLE_S)
+
+    def end_if_idle(self) -> bool:
+        """See Service."""
+        if self._options.auto and self._requests <= 1 and not self.supervisor.needed:
+            self._ending.set()
+        return self._ending.is_set()
+
+    def shut_down(self) -> None:
+        """See Service."""
+        self._ending.set()
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    @property
+    def _socket(self) -> str:
+        return str(self._options.locations.socket)
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.shut_down)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _reload(self) -> None:
+        notify("RELOADING=1")
+        try:
+            self.refresh(None)
+            log.info("configuration read again")
+        except AmlmountError as error:
+            log.error("%s; going on with the old configuration", error.message)
+        notify("READY=1")
+
+    def _on_change(self, status: MountStatus) -> None:
+        self._check_idle_after(IDLE_S)
+
+    def _check_idle_after(self, delay_s: float) -> None:
+        if not self._options.auto:
+            return
+        if self._idle_check is not None:
+            self._idle_check.cancel()
+        self._idle_check = asyncio.get_running_loop().call_later(delay_s, self._end_when_idle)
+
+    def _end_when_idle(self) -> None:
+        if self._requests == 0 and not self.supervisor.needed:
+            self._ending.set()
+
+
+def _env_number(name: str) -> int | None:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() else None
