@@ -1,4 +1,4 @@
-"""A real Azurite for tests, as a pytest plugin: `pytest_plugins = ["azurite"]`, then the fixture `azurite`.
+"""A real Azurite for tests, as a pytest plugin that conftest loads: the fixtures `azurite` and `azurite_oauth`.
 
 One process for the whole run, with many accounts, because accounts isolate tests from each other and containers do
 not. Without Node or Azurite these tests fail and say what to install: a store that is not tested is not a pass.

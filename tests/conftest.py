@@ -13,6 +13,8 @@ from sandbox import Sandbox
 from userbox import UserBox, open_box
 from world import World, make_world
 
+pytest_plugins = ["azurite"]
+
 HERE = Path(__file__).parent
 SANDBOX = pytest.StashKey[Sandbox]()
 SKIPPED = pytest.StashKey[list[str]]()
