@@ -44,9 +44,10 @@ class DictFileSystem:
             yield self._add(parent_id, name, tree[name.decode()])
 
     def add(self, parent_id: int, name: bytes, content: bytes) -> None:
-        """Put a file into a directory, whose listing becomes another list."""
+        """Put a file into a directory, whose mtime tells that its listing is another one."""
         node = self._add(parent_id, name, content)
         self._children[parent_id] = sorted([*self._children[parent_id], node], key=lambda one: one.name)
+        self._nodes[parent_id].mtime_ns += 1
 
     def root(self) -> Node:
         return self._nodes[ROOT_NODE_ID]
@@ -67,7 +68,7 @@ class DictFileSystem:
         return self.node(node_id)
 
     def list_dir(self, node_id: int, *, may_wait: bool = True) -> list[Node]:
-        return self._children[node_id]
+        return list(self._children[node_id])
 
     def read(self, node_id: int, offset: int, size_bytes: int, *, may_wait: bool = True) -> bytes:
         name = self.node(node_id).name

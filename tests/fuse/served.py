@@ -4,7 +4,6 @@ Orders go to the child over a pipe; each is a method of `_Child`.
 """
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -14,21 +13,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from amlmount.config.profiles import PROFILES
 from amlmount.config.spec import Ownership, Policy
+from amlmount.errors import NotFoundError
 from amlmount.fuse.adapter import ReadOnlyAdapter
 from amlmount.fuse.negotiate import Negotiated, offer_for
 from amlmount.fuse.notify import Notifier
-from amlmount.fuse.session import Session
-from amlmount.mounts import syscalls
+from amlmount.fuse.session import EndReason, Session
+from amlmount.mounts.connection import abort, waiting
+from amlmount.mounts.fusemount import open_and_mount, unmount
+from amlmount.mounts.mountinfo import MountEntry
+from amlmount.mounts.paths import find_mount
 from fuse.dict_fs import DictFileSystem
 
 OWNERSHIP = Ownership(uid=1234, gid=4321, file_mode=0o444, dir_mode=0o555)
 DEADLINE_S = 10.0
-_FUSECTL = Path("/sys/fs/fuse/connections")
 
 
 def policy(profile: str = "standard", **values: Any) -> Policy:
@@ -45,29 +46,13 @@ def until(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> bool
     return True
 
 
-@contextlib.contextmanager
-def private_mounts() -> Iterator[None]:
-    """Give this thread (and its children) a mount table of their own for the while."""
-    home = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    libc = ctypes.CDLL(None, use_errno=True)
-    cwd = os.getcwd()
-    try:
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
-        yield
-    finally:
-        assert libc.setns(home, syscalls.CLONE_NEWNS) == 0
-        os.close(home)
-        os.chdir(cwd)
-
-
 @dataclass
 class Served:
     """A mount and the child that serves it."""
 
     path: str
     pid: int
-    device: int
+    entry: MountEntry
     orders: Connection
     lock: threading.Lock
 
@@ -83,19 +68,17 @@ class Served:
         found: dict[int, int] = self.ask("counts")
         return found
 
-    def connection(self) -> Path:
-        """The mount's directory in fusectl."""
-        if not any(_FUSECTL.iterdir()):
-            syscalls.mount("fusectl", str(_FUSECTL), "fusectl")
-        return _FUSECTL / str(self.device)
+    def waiting(self) -> int:
+        """Requests the kernel has no answer to yet."""
+        return waiting(self.entry) or 0
 
     def abort(self) -> None:
-        (self.connection() / "abort").write_text("1")
+        abort(self.entry)
 
     def unmount(self) -> None:
         """Lazily: never waits for anybody."""
-        with contextlib.suppress(OSError):
-            syscalls.umount2(self.path, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        with contextlib.suppress(NotFoundError):
+            unmount(self.path, lazy=True)
 
     def wait_end(self, deadline_s: float = DEADLINE_S) -> str | None:
         """How the session ended, as the child says it last; None if it does not end."""
@@ -116,23 +99,33 @@ class _Child:
     def __init__(self, fd: int, fs: DictFileSystem, rules: Policy, orders: Connection, **options: Any) -> None:
         self.fs, self.fd, self.pipe = fs, fd, orders
         self.negotiated: list[Negotiated] = []
-        self.session = Session(
-            fd,
-            ReadOnlyAdapter(fs, rules, OWNERSHIP),
-            offer=offer_for(rules),
-            on_negotiated=self.negotiated.append,
-            **options,
-        )
+        self.rules, self.options = rules, options
+        self.session = self._new_session(None)
         self.notifier = Notifier(fd)
+        self.handed_over = threading.Event()
+
+    def _new_session(self, negotiated: Negotiated | None) -> Session:
+        return Session(
+            self.fd,
+            ReadOnlyAdapter(self.fs, self.rules, OWNERSHIP),
+            offer=offer_for(self.rules),
+            negotiated=negotiated,
+            on_negotiated=self.negotiated.append,
+            **self.options,
+        )
 
     def run(self) -> None:
         threading.Thread(target=self._obey, daemon=True).start()
         try:
-            reason = self.session.run().value
+            reason = self.session.run()
+            if reason is EndReason.STOPPED:
+                self.handed_over.wait(DEADLINE_S)
+                reason = self.session.run()
+            said = reason.value
         except Exception as error:
-            reason = repr(error)
+            said = repr(error)
         with contextlib.suppress(OSError):
-            self.pipe.send(f"end {reason}")
+            self.pipe.send(f"end {said}")
 
     def _obey(self) -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -159,31 +152,29 @@ class _Child:
         sent: bool = getattr(self.notifier, message)(*args)
         return sent
 
-    def stop(self) -> bool:
-        return self.session.stop()
+    def succeed(self) -> str:
+        """End the session and begin another on the same descriptor, as a successor would."""
+        stopped = self.session.stop()
+        self.session = self._new_session(Negotiated.from_json(self.negotiated[0].to_json()))
+        self.handed_over.set()
+        return "stopped" if stopped else "still running"
+
+    def negotiated_count(self) -> int:
+        return len(self.negotiated)
 
     def threads(self) -> int:
         return threading.active_count()
 
 
-def mount_fuse(target: str, read_only: bool) -> int:
-    """Open /dev/fuse and mount it; return the descriptor."""
-    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read=1048576"
-    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | (syscalls.MS_RDONLY if read_only else 0)
-    syscalls.mount("dict", target, "fuse.test", flags, data)
-    return fd
-
-
 @contextlib.contextmanager
 def served(
-    fs: DictFileSystem, target: Path, rules: Policy | None = None, *, read_only: bool = True, **options: Any
+    fs: DictFileSystem, target: str, rules: Policy | None = None, *, read_only: bool = True, **options: Any
 ) -> Iterator[Served]:
     """Mount `fs` at `target`, served by a child; afterwards it is unmounted and the child gone, come what may."""
-    target.mkdir(exist_ok=True)
     ours, theirs = Pipe()
-    fd = mount_fuse(str(target), read_only)
-    device = _device(str(target))
+    fd = open_and_mount(target, source="dict", read_only=read_only, allow_other=True, default_permissions=True)
+    entry = find_mount(target)
+    assert entry is not None
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
@@ -193,7 +184,7 @@ def served(
         os._exit(0)
     os.close(fd)
     theirs.close()
-    mount = Served(str(target), pid, device, ours, threading.Lock())
+    mount = Served(target, pid, entry, ours, threading.Lock())
     try:
         yield mount
     finally:
@@ -201,10 +192,3 @@ def served(
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         ours.close()
-
-
-def _device(target: str) -> int:
-    """The minor of a mount's st_dev (fusectl's name for it), from the mount table: nobody answers a stat yet."""
-    with open("/proc/thread-self/mountinfo") as table:
-        found = [line.split()[2] for line in table if line.split()[4] == target]
-    return int(found[-1].split(":")[1])

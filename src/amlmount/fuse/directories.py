@@ -40,7 +40,7 @@ class Directories:
         self._entries_valid_s = min(policy.entry_timeout_s, policy.attr_timeout_s)
         self._handles = itertools.count(time.time_ns())
         self._streams: dict[int, _Stream] = {}
-        self._sent: dict[int, tuple[float, Sequence[Node]]] = {}  # node id -> when and what the kernel was told last
+        self._sent: dict[int, tuple[float, int]] = {}  # node id -> when a listing was begun last, mtime it had
 
     def open(self, node_id: int) -> tuple[int, OpenFlag]:
         """Return a handle and the flags of the reply; raises OSError ESTALE for an unknown node."""
@@ -120,10 +120,11 @@ class Directories:
     def _stream(self, node_id: int, handle: int, offset: int, *, may_wait: bool) -> _Stream:
         stream = self._streams.get(handle)
         if stream is None or offset == 0:  # the first read, a rewind, or a handle of our predecessor's
+            now, mtime_ns = time.monotonic(), self._fs.node(node_id).mtime_ns
             listing = self._fs.list_dir(node_id, may_wait=may_wait)
             self.release(handle)
             stream = self._streams[handle] = _Stream(listing)
-            self._sent[node_id] = (time.monotonic(), listing)
+            self._sent[node_id] = (now, mtime_ns)
         return stream
 
     def _put_dots(self, node_id: int, offset: int, buffer: memoryview, *, plus: bool) -> int | None:
@@ -144,12 +145,12 @@ class Directories:
 
     def _kernel_is_right(self, node_id: int) -> bool:
         """Say whether the listing the kernel keeps is the present one, and its entries need not be looked up anew."""
-        when, listing = self._sent.get(node_id, (0.0, None))
-        if listing is None or time.monotonic() - when >= self._entries_valid_s:
+        when, mtime_ns = self._sent.get(node_id, (float("-inf"), 0))
+        if time.monotonic() - when >= self._entries_valid_s:
             return False
-        if self._pinned:
-            return True
         try:
-            return self._fs.list_dir(node_id, may_wait=False) is listing
+            if not self._pinned:
+                self._fs.list_dir(node_id, may_wait=False)  # WouldBlock: what we know is too old to go by
+            return self._fs.node(node_id).mtime_ns == mtime_ns
         except (WouldBlock, OSError):
             return False

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from amlmount.config.spec import Policy
-from amlmount.errors import MountFailedError
+from amlmount.errors import MountFailedError, UsageError
 from amlmount.fuse.protocol import INIT_OUT, MAJOR, MIN_READ_BUFFER_BYTES, InitIn
 
 OLDEST_MINOR = 31  # Linux 5.4
@@ -95,13 +95,25 @@ def offer_for(policy: Policy, *, minor_cap: int | None = None) -> Offer:
     if not policy.pinned:
         features |= Feature.AUTO_INVAL_DATA
     if minor_cap is None:
-        minor_cap = int(os.environ.get(CAP_VARIABLE, NEWEST_MINOR))
+        minor_cap = _cap_from_environment()
     return Offer(
         features=features,
         max_readahead_bytes=policy.read_ahead_max_bytes,
         max_read_bytes=policy.max_read_bytes,
         minor_cap=min(minor_cap, NEWEST_MINOR),
     )
+
+
+def _cap_from_environment() -> int:
+    text = os.environ.get(CAP_VARIABLE, "")
+    if not text:
+        return NEWEST_MINOR
+    if not text.isdecimal() or int(text) < OLDEST_MINOR:
+        raise UsageError(
+            f"cannot use {CAP_VARIABLE}={text!r}: it is the minor version of the oldest kernel to imitate",
+            hint=f"a number from {OLDEST_MINOR} (Linux 5.4) to {NEWEST_MINOR} (6.18); 34 is Linux 5.15",
+        )
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,8 @@ class Session:
                 if (reason := self._after_failed_read(error)) is not None:
                     return reason
                 continue
+            if not size_bytes:
+                return EndReason.UNMOUNTED  # /dev/fuse never says this; a socket in its place does
             if self._dispatch(buffer[:size_bytes], buffer):
                 buffers.give_back(buffer)
             if self._failure is not None:
