@@ -98,7 +98,7 @@ class DaemonClient:
             connection.request(method, path, json.dumps(body) if body is not None else None)
             response = connection.getresponse()
             if response.status >= 400:
-                raise _error_of(response)
+                raise _error_of(response, connection.peer_pid)
             yield connection, response
         except (ConnectionError, HTTPException, ValueError) as error:
             raise _went_away(self.socket_path) from error
@@ -155,9 +155,12 @@ def _read_until_last(response: HTTPResponse, progress: Progress) -> dict[str, An
     raise ConnectionResetError("the stream ended early")
 
 
-def _error_of(response: HTTPResponse) -> AmlmountError:
+def _error_of(response: HTTPResponse, peer_pid: int) -> AmlmountError:
     try:
-        return from_json(json.loads(response.read())["error"])
+        data = json.loads(response.read())
+        if data.get("ending"):
+            wait_until_gone(peer_pid)
+        return from_json(data["error"])
     except (ValueError, KeyError, TypeError):
         return AmlmountError(f"cannot use the daemon: it answered {response.status} {response.reason}")
 

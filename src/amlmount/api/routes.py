@@ -21,6 +21,7 @@ from amlmount.supervisor import Supervisor
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20
+SLOW_READER_S = 10.0
 MAX_TIMEOUT_S = 24 * 3600.0
 HTTP_STATUS = {2: 400, 3: 404, 4: 503, 5: 403, 6: 502, 8: 409, 124: 504}
 
@@ -112,9 +113,12 @@ async def _status(request: web.Request) -> web.Response:
 async def _up(request: web.Request) -> web.StreamResponse:
     service, body = request.app[SERVICE], await _read_body(request, UpRequest)
     with service.busy():
-        service.accept()
-        service.refresh(body.sudo_uid)
-        service.supervisor.status(body.names)
+        try:
+            service.accept()
+            service.refresh(body.sudo_uid)
+            service.supervisor.status(body.names)
+        except AmlmountError as error:
+            return _refusal(error, ending=service.end_if_idle())
         if body.dry_run:
             plans = await service.supervisor.plan(body.names)
             return web.json_response({"plans": [plan.to_json() for plan in plans]})
@@ -166,8 +170,8 @@ async def _stream(request: web.Request, work: Work) -> web.StreamResponse:
         last = {"error": error.to_json()}
     finally:
         news.close()
-        with contextlib.suppress(ConnectionError):
-            await writer
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            await asyncio.wait_for(writer, SLOW_READER_S)
     last["ending"] = request.app[SERVICE].end_if_idle()
     await response.write(_line(last))
     await response.write_eof()
@@ -199,6 +203,11 @@ class _News:
                 await response.write(_line({"progress": status.to_json()}))
 
 
+def _refusal(error: AmlmountError, *, ending: bool = False) -> web.Response:
+    status = HTTP_STATUS.get(error.exit_code, 500)
+    return web.json_response({"error": error.to_json(), "ending": ending}, status=status)
+
+
 def _line(data: dict[str, Any]) -> bytes:
     return json.dumps(data, separators=(",", ":")).encode() + b"\n"
 
@@ -211,7 +220,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     try:
         return await handler(request)
     except AmlmountError as error:
-        return web.json_response({"error": error.to_json()}, status=HTTP_STATUS.get(error.exit_code, 500))
+        return _refusal(error)
     except web.HTTPException as error:
         reason = AmlmountError(f"cannot serve {request.method} {request.path}: {error.reason.lower()}")
         return web.json_response({"error": reason.to_json()}, status=error.status)

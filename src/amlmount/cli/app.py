@@ -103,7 +103,7 @@ def _run(argv: list[str], console: Console) -> int:
         if "_AMLMOUNT_COMPLETE" in os.environ:
             from typer import completion
 
-            completion.completion_init()
+            completion.completion_init()  # type: ignore[attr-defined]
         returned = app(args=argv, prog_name="amlmount", standalone_mode=False, obj={"console": console})
         sys.stdout.flush()
         return returned if isinstance(returned, int) else 0

@@ -5,6 +5,7 @@ Everything that decides how mounts behave is elsewhere; this knows only what has
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -15,13 +16,13 @@ from typing import Any
 
 import amlmount
 from amlmount.api import ApiServer
-from amlmount.config.load import config_files, load_config
+from amlmount.config.load import config_files, load_config, main_file
 from amlmount.config.locations import Locations
 from amlmount.config.resolve import find_daemon_user, resolve_all
 from amlmount.config.spec import MountSpec
 from amlmount.daemon import process
 from amlmount.engines import select_engine
-from amlmount.errors import AmlmountError, DaemonUnreachableError
+from amlmount.errors import AmlmountError, ConfigError, DaemonUnreachableError
 from amlmount.states import MountStatus, Plan
 from amlmount.supervisor import KernelHost, RecordStore, Supervisor, Surroundings
 from amlmount.systemd import notify, passed_descriptors
@@ -55,7 +56,7 @@ def main(options: Options) -> None:
     process.let_go_of_everything([*kept, *passed_descriptors()])
     lock = process.DaemonLock(str(options.locations.runtime_dir))
     try:
-        _check_configuration(options)
+        _read_specs(options, None, needed=options.auto)
         if not lock.acquire(patience_s=PREDECESSOR_PATIENCE_S, give_up=lambda: _answers(options)):
             _yield_to_other(options, lock, ready)
             return
@@ -78,12 +79,11 @@ def plan_offline(options: Options, names: Sequence[str] | None) -> list[Plan]:
     return asyncio.run(plan())
 
 
-def _check_configuration(options: Options) -> None:
-    _read_specs(options, None)
-
-
-def _read_specs(options: Options, sudo_uid: int | None) -> list[MountSpec]:
+def _read_specs(options: Options, sudo_uid: int | None, *, needed: bool = True) -> list[MountSpec]:
     files = config_files(options.config, system=options.locations.is_system)
+    if not files and needed:
+        main = main_file(options.config, system=options.locations.is_system)
+        raise ConfigError(f"cannot find a configuration: there is no '{main}'", hint="`amlmount init` writes one")
     user = find_daemon_user(is_system=options.locations.is_system, sudo_uid=sudo_uid)
     return list(resolve_all(load_config(files), user).values())
 
@@ -105,9 +105,12 @@ def _yield_to_other(options: Options, lock: process.DaemonLock, ready: process.R
 
 def _make_supervisor(options: Options, specs: list[MountSpec]) -> Supervisor:
     records = RecordStore(os.path.join(options.locations.runtime_dir, "mounts"))
-    log_dir = str(options.locations.state_dir / "logs")
+    select = functools.partial(select_engine, log_dir=_log_dir(options))
+    return Supervisor(Surroundings(select, KernelHost(), records), specs)
 
-    return Supervisor(Surroundings(lambda spec: select_engine(spec, log_dir=log_dir), KernelHost(), records), specs)
+
+def _log_dir(options: Options) -> str:
+    return str(options.locations.state_dir / "logs")
 
 
 class _Daemon:
@@ -116,7 +119,7 @@ class _Daemon:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._sudo_uid = _env_number("SUDO_UID")
-        self.supervisor = _make_supervisor(options, _read_specs(options, self._sudo_uid))
+        self.supervisor = _make_supervisor(options, _read_specs(options, self._sudo_uid, needed=False))
         self._server = ApiServer(self, str(options.locations.socket))
         self._requests = 0
         self._ending = asyncio.Event()
@@ -125,6 +128,7 @@ class _Daemon:
     async def run(self, ready: process.ReadyPipe) -> None:
         """Serve until the end, then undo everything."""
         async with contextlib.AsyncExitStack() as undo:
+            os.makedirs(_log_dir(self._options), mode=0o700, exist_ok=True)
             self._watch_signals()
             self.supervisor.recover()
             undo.push_async_callback(self._server.close)

@@ -65,12 +65,24 @@ class Surroundings:
     stop_timeout_s: float = 20.0
 
 
-def failure_of(error: BaseException, doing: str) -> Failure:
-    """Turn any exception into a value; one that nobody raised on purpose is logged with its traceback."""
+def failure_of(error: BaseException, verb: str, name: str) -> Failure:
+    """Turn any exception into a value that names the mount; one that nobody raised on purpose is logged as well."""
+    doing = f"cannot {verb} '{name}'"
     if isinstance(error, AmlmountError):
-        return Failure(**error.to_json())
+        return replace(Failure(**error.to_json()), message=_naming(error.message, verb, name))
     log.error("%s: unexpected error", doing, exc_info=error)
     return Failure("failed", f"{doing}: {type(error).__name__}: {error}", "this is a bug in amlmount: please report it")
+
+
+def _naming(message: str, verb: str, name: str) -> str:
+    """`cannot mount at '/x': ...` and `cannot mount '/x': ...` speak of a target: say whose it is."""
+    begin = f"cannot {verb} '{name}'"
+    if message.startswith(begin):
+        return message
+    for spoken in (f"cannot {verb} at '/", f"cannot {verb} '/"):
+        if message.startswith(spoken):
+            return f"{begin} at '/{message.removeprefix(spoken)}"
+    return f"{begin}: {message}"
 
 
 async def clear_leftover(around: Surroundings, record: MountRecord, *, keep_target: bool) -> None:
@@ -149,8 +161,10 @@ class MountOwner:
     def _announce(self, before: MountStatus) -> None:
         if self.status.state is not before.state:
             self.failure_told = False
-            why = f": {self.status.last_error.message}" if self.status.last_error else ""
-            log.info("%s: %s -> %s%s", self.spec.name, before.state, self.status.state, why)
+            trouble = self.status.last_error if self.status.last_error is not before.last_error else None
+            why = f": {trouble.message}" if trouble else ""
+            level = logging.WARNING if trouble else logging.INFO
+            log.log(level, "%s: %s -> %s%s", self.spec.name, before.state, self.status.state, why)
         waiting, self._changed = self._changed, []
         for waiter in waiting:
             if not waiter.done():
@@ -184,14 +198,13 @@ class MountOwner:
     # --- start ---------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        doing = f"cannot mount '{self.spec.name}'"
         try:
             async with self._around.starts:
                 engine, why = await asyncio.to_thread(self._around.select_engine, self.spec)
                 self.tell(StartBegun(engine.name, why))
                 self._engine, self._running = engine, await self._make_mount(engine)
         except Exception as error:
-            self.tell(StartFailed(failure_of(error, doing)))
+            self.tell(StartFailed(failure_of(error, "mount", self.spec.name)))
             return
         self.tell(Started(self._running.pid, made_target=bool(self._made.created)))
         self._running.exited.add_done_callback(self._on_exit)
@@ -252,7 +265,7 @@ class MountOwner:
             self._made = NOTHING_MADE
             self._around.records.delete(self.spec.name)
         except Exception as error:
-            self.tell(StopFailed(failure_of(error, f"cannot unmount '{self.spec.name}'")))
+            self.tell(StopFailed(failure_of(error, "unmount", self.spec.name)))
             if running is not None and running.exited.done():
                 self._on_exit(running.exited)
             return
@@ -266,7 +279,7 @@ class MountOwner:
         try:
             await self._engine.stop(running, lazy=True, timeout_s=self._around.stop_timeout_s)
         except Exception as error:
-            failure = failure_of(error, f"cannot clear away the dead mount of '{self.spec.name}'")
+            failure = failure_of(error, "clear away", self.spec.name)
             log.warning("%s: %s", self.spec.name, failure.message)
 
     def _adopt_next_spec(self) -> None:
