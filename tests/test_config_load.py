@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from amlmount.config import load
-from amlmount.config.load import config_files, load_config, load_with_places, main_file
+from amlmount.config.load import config_files, config_from, load_config, load_with_places, main_file
 from amlmount.config.store_models import LocalStore
 from amlmount.errors import ConfigError
 
@@ -192,3 +192,11 @@ def test_the_variable_may_start_at_home(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(tmp_path))
     assert config_files(None, {"AMLMOUNT_CONFIG": "~/mine.yaml"}) == [tmp_path / "mine.yaml"]
     assert os.path.isabs(main_file(Path("x.yaml"), {}))
+
+
+def test_a_configuration_can_be_made_without_a_file(tmp_path: Path) -> None:
+    data = {"stores": {"s": {"type": "local", "path": "x"}}, "mounts": {"m": {"target": "/a", "source": "s"}}}
+    store = config_from(data, tmp_path).stores["s"]
+    assert isinstance(store, LocalStore) and store.path == str(tmp_path / "x")
+    with pytest.raises(ConfigError, match="cannot use the configuration: mounts.m.source: there is no store"):
+        config_from({"mounts": data["mounts"]})

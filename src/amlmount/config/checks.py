@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from amlmount.config.documents import DataPath
 from amlmount.config.models import Config, ContainersSource, Mount, SourcePart
 from amlmount.config.problems import Problem, did_you_mean
-from amlmount.config.resolve import child_name, effective_options, effective_policy, target_path
+from amlmount.config.resolve import child_name, effective_options, effective_policy, split_path, target_path
 from amlmount.config.store_models import LocalStore
 
 WRITING_OPTIONS = {"durability", "upload_timeout"}
@@ -57,6 +57,8 @@ def _part_problems(config: Config, path: DataPath, part: SourcePart | Containers
     if store is None:
         known = did_you_mean(part.store, config.stores) or f"known: {', '.join(config.stores) or 'no store at all'}"
         yield Problem(path, f"there is no store called '{part.store}'", known)
+    elif isinstance(part, SourcePart) and "*" in split_path(part.path):
+        yield Problem(path, f"a wildcard in the path '{part.path}'", "write the folder under path, the rest under glob")
     elif isinstance(part, ContainersSource):
         if isinstance(store, LocalStore) or store.container is not None:
             yield Problem(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn, Self
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from amlmount.config.fields import OrText
+from amlmount.config.fields import AlsoTakes
 from amlmount.config.spec import Frozen
 
 
@@ -105,25 +105,25 @@ def _empty(value: object) -> object:
 class ManagedIdentity(Frozen):
     """The identity of the virtual machine or compute instance."""
 
-    managed_identity: Annotated[_ClientId, BeforeValidator(_empty)]
+    managed_identity: Annotated[_ClientId, BeforeValidator(_empty), AlsoTakes({"type": "null"})]
 
 
 class AzureCli(Frozen):
     """Whoever has done `az login`."""
 
-    azure_cli: Annotated[_Nothing, BeforeValidator(_empty)]
+    azure_cli: Annotated[_Nothing, BeforeValidator(_empty), AlsoTakes({"type": "null"})]
 
 
 class WorkloadIdentity(Frozen):
     """The federated identity of a Kubernetes pod."""
 
-    workload_identity: Annotated[_ClientId, BeforeValidator(_empty)]
+    workload_identity: Annotated[_ClientId, BeforeValidator(_empty), AlsoTakes({"type": "null"})]
 
 
 class Anonymous(Frozen):
     """No login: public containers."""
 
-    anonymous: Annotated[_Nothing, BeforeValidator(_empty)]
+    anonymous: Annotated[_Nothing, BeforeValidator(_empty), AlsoTakes({"type": "null"})]
 
 
 # The key that tells each kind; order as in the documentation.
@@ -182,5 +182,5 @@ Credentials = Annotated[
     | Annotated[Anonymous, Tag("anonymous")],
     Discriminator(_kind),
     BeforeValidator(_prepare),
-    OrText(BARE_KINDS),
+    AlsoTakes({"enum": list(BARE_KINDS)}),
 ]

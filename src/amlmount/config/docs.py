@@ -197,7 +197,7 @@ def _keys(model: type[BaseModel], *, without: type[BaseModel] | None = None) -> 
             _plain(defaults.get(name, "")) or _required(field.is_required()),
             field.description,
         )
-        for name, field in model.model_fields.items()
+        for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] != "type")
         if name not in hidden or name == "type"
     ]
     return _table(("key", "default", "meaning"), ([key, value, meaning or ""] for key, value, meaning in rows))

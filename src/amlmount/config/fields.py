@@ -29,15 +29,14 @@ OWNER_PATTERN = r"^[A-Za-z0-9_.@\\-]+(:[A-Za-z0-9_.@\\-]+)?$"
 _ZERO = {"const": 0}
 
 
-@dataclass(frozen=True)
-class OrText:
-    """Says in the JSON Schema that instead of the mapping a text may stand: one of `choices`, or any."""
+@dataclass(frozen=True, eq=False)
+class AlsoTakes:
+    """Says in the JSON Schema that a short form may stand in the place of the mapping."""
 
-    choices: tuple[str, ...] = ()
+    short_form: JsonSchemaValue
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        text: JsonSchemaValue = {"enum": list(self.choices)} if self.choices else {"type": "string"}
-        return {"anyOf": [text, handler(core)]}
+        return {"anyOf": [self.short_form, handler(core)]}
 
 
 def parse_mode(value: object) -> int:

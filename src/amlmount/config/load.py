@@ -72,13 +72,25 @@ def load_config(files: Sequence[Path]) -> Config:
 def load_with_places(files: Sequence[Path]) -> Loaded:
     """Return the validated configuration and the place of every value. Raises ConfigError as `load_config`."""
     merged = merge([_with_absolute_paths(read_document(path), path.parent) for path in files])
+    return Loaded(_validated(merged), merged.places, tuple(files))
+
+
+def config_from(data: dict[str, Any], folder: Path | None = None) -> Config:
+    """Return the configuration that `data` is, without a file: relative paths start at `folder` (default: here).
+
+    Raises ConfigError as `load_config`, without file and line.
+    """
+    return _validated(_with_absolute_paths(Document(data), folder or Path.cwd()))
+
+
+def _validated(merged: Document) -> Config:
     try:
         config = Config.model_validate(_sections(merged.data))
     except ValidationError as exc:
         raise config_error(validation_problems(exc, merged), merged.places) from None
     if problems := find_problems(config):
         raise config_error(problems, merged.places)
-    return Loaded(config, merged.places, tuple(files))
+    return config
 
 
 def _sections(data: dict[str, Any]) -> dict[str, Any]:

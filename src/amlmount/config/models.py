@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from amlmount.config.fields import Duration, Mode, Name, OrText, Owner, Prefix, SizeOrPercent
+from amlmount.config.fields import AlsoTakes, Duration, Mode, Name, Owner, Prefix, SizeOrPercent
 from amlmount.config.profiles import GIB, PolicyOverrides
 from amlmount.config.spec import Durability, EngineName, Front, Frozen, ProfileName
 from amlmount.config.store_models import Store
@@ -41,7 +41,7 @@ def _as_part(value: object) -> object:
     return {"store": value} if isinstance(value, str) else value
 
 
-Part = Annotated[SourcePart, BeforeValidator(_as_part), OrText()]
+Part = Annotated[SourcePart, BeforeValidator(_as_part), AlsoTakes({"type": "string"})]
 
 
 def _source_kind(value: object) -> str:

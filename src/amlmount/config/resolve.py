@@ -46,6 +46,7 @@ def resolve_mount(config: Config, name: str, user: DaemonUser | None = None) -> 
     options = effective_options(config, name)
     user = user or find_daemon_user()
     sources = _sources(config, name, mount)
+    policy = effective_policy(options)
     return MountSpec(
         name=name,
         target=target_path(mount),
@@ -53,10 +54,10 @@ def resolve_mount(config: Config, name: str, user: DaemonUser | None = None) -> 
         description=",".join(_describe(config, source) for source in sources),
         read_only=options.read_only,
         engine=options.engine,
-        policy=effective_policy(options),
+        policy=policy,
         ownership=_ownership(options, user, name),
         allow_other=user.is_system if options.allow_other is None else options.allow_other,
-        refresh_interval_s=options.refresh,
+        refresh_interval_s=options.refresh if policy.pinned else None,
         durability=options.durability,
         upload_timeout_s=options.upload_timeout,
         front=options.front,
@@ -167,9 +168,7 @@ def _source(config: Config, part: SourcePart, child: str | None) -> SourceSpec:
 def split_glob(part: SourcePart) -> tuple[str, str | None]:
     """Return folder and filter of a source; a last `**` or `**/*`, as Azure ML writes it, means the whole folder."""
     glob = (part.glob or "").strip("/")
-    if not glob:
-        return split_path(part.path), None
-    return part.path, None if glob in _WHOLE_FOLDER_GLOBS else glob
+    return split_path(part.path), None if glob in ("", *_WHOLE_FOLDER_GLOBS) else glob
 
 
 def split_path(path: str) -> str:

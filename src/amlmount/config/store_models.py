@@ -46,7 +46,7 @@ class _AzureStore(_Described):
 class AzureBlobStore(_AzureStore):
     """A container of a storage account, or with no `container_name` the account itself."""
 
-    type: Literal["azure_blob"]
+    type: Literal["azure_blob"] = Field(description="azure_blob")
     container_name: str | None = Field(default=None, description="the container; left out: for `containers`")
     protocol: Literal["https", "http", "wasbs", "wasb"] = Field(default="https", description="http only for emulators")
 
@@ -64,7 +64,7 @@ class AzureBlobStore(_AzureStore):
 class AzureDataLakeStore(_AzureStore):
     """A file system of an account with hierarchical namespace (Data Lake Storage Gen2)."""
 
-    type: Literal["azure_data_lake_gen2"]
+    type: Literal["azure_data_lake_gen2"] = Field(description="azure_data_lake_gen2")
     filesystem: str | None = Field(default=None, description="the file system; left out: for `containers`")
     protocol: Literal["https", "http", "abfss", "abfs"] = Field(default="https", description="http only for emulators")
 
@@ -87,7 +87,7 @@ class AzureDataLakeStore(_AzureStore):
 class LocalStore(_Described):
     """A folder of this machine."""
 
-    type: Literal["local"]
+    type: Literal["local"] = Field(description="local")
     path: str = Field(min_length=1, description="the folder; relative to the file this stands in, ~ is the home folder")
 
 
