@@ -181,6 +181,22 @@ def test_what_cannot_be_read_is_said_without_a_traceback(tmp_path: Path) -> None
             load_config([path])
 
 
+@pytest.mark.parametrize("closed", [".", "conf.d"])
+def test_a_folder_that_is_closed_to_us_is_an_error_and_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    listdir = os.listdir
+
+    def refusing(path: Path) -> list[str]:
+        if Path(path) == tmp_path / closed:
+            raise PermissionError(13, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refusing)
+    with pytest.raises(ConfigError, match="cannot read the configuration folder .*Permission denied"):
+        config_files(tmp_path, {})
+
+
 def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + MAIN.encode())
@@ -198,5 +214,5 @@ def test_a_configuration_can_be_made_without_a_file(tmp_path: Path) -> None:
     data = {"stores": {"s": {"type": "local", "path": "x"}}, "mounts": {"m": {"target": "/a", "source": "s"}}}
     store = config_from(data, tmp_path).stores["s"]
     assert isinstance(store, LocalStore) and store.path == str(tmp_path / "x")
-    with pytest.raises(ConfigError, match="cannot use the configuration: mounts.m.source: there is no store"):
+    with pytest.raises(ConfigError, match=r"cannot use the configuration: mounts\.m\.source: there is no store"):
         config_from({"mounts": data["mounts"]})

@@ -132,9 +132,24 @@ def _named(explicit: Path | None, env: Mapping[str, str]) -> Path | None:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    main = folder / FILE_NAME
-    parts = sorted(folder.glob("conf.d/*.yaml"))
-    return ([main] if main.exists() else []) + parts
+    parts_folder = folder / "conf.d"
+    main = [folder / FILE_NAME] if FILE_NAME in _names(folder) else []
+    return main + [parts_folder / name for name in sorted(_names(parts_folder)) if _is_part(name)]
+
+
+def _names(folder: Path) -> list[str]:
+    """List a folder; one that is closed to us is an error, where Path.glob would take it for empty."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        raise ConfigError(f"cannot read the configuration folder '{folder}': {exc.strerror}") from None
+
+
+def _is_part(name: str) -> bool:
+    """Skip what editors leave beside a file: `.#a.yaml`, `.a.yaml`."""
+    return name.endswith(".yaml") and not name.startswith(".")
 
 
 def _with_absolute_paths(document: Document, folder: Path) -> Document:
