@@ -97,7 +97,7 @@ def _set_guard(entry: MountEntry, plan: TargetPlan, undo: ExitStack) -> None:
     undo.callback(process.close)
     undo.callback(process.wait, END_TIMEOUT_S)
     channel = Channel(ours)
-    undo.callback(channel.close)
+    undo.callback(_dismiss, channel)
     pidfd = os.pidfd_open(os.getpid())
     undo.callback(os.close, pidfd)
     channel.send(guard.order(entry.mount_id, plan), [pidfd])
@@ -106,6 +106,12 @@ def _set_guard(entry: MountEntry, plan: TargetPlan, undo: ExitStack) -> None:
     beat.start()
     undo.callback(beat.join, END_TIMEOUT_S)
     undo.callback(over.set)
+
+
+def _dismiss(channel: Channel) -> None:
+    with suppress(OSError):
+        channel.send({"op": guard.EXIT})
+    channel.close()
 
 
 def _beat(channel: Channel, over: threading.Event) -> None:

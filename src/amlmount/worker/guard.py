@@ -22,7 +22,9 @@ from amlmount.worker.channel import Channel, Message
 
 HEARTBEAT_S = 0.5
 FROZEN_AFTER_S = 5.0
+PF_EXITING = 0x4  # include/linux/sched.h
 ALIVE = "alive"
+EXIT = "exit"
 
 
 @dataclass(slots=True)
@@ -31,6 +33,7 @@ class Watched:
 
     mount_id: int
     plan: TargetPlan
+    caller_pid: int
     caller_pidfd: int
     silent_since: float
 
@@ -50,10 +53,13 @@ def watch(channel: Channel, watched: Watched) -> None:
             take_away(watched)
             return
         if channel.fileno() in ready:
-            if channel.receive() is None:
+            message = channel.receive()
+            if message is None:  # the user is ending, and its pidfd will say so, unless it is a fork that holds us
+                poll.unregister(channel.fileno())
+            elif message.body.get("op") == EXIT:
                 return
             watched.silent_since = time.monotonic()
-        elif time.monotonic() - watched.silent_since > FROZEN_AFTER_S:
+        elif time.monotonic() - watched.silent_since > FROZEN_AFTER_S or is_exiting(watched.caller_pid):
             thaw(watched)
 
 
@@ -63,6 +69,22 @@ def thaw(watched: Watched) -> None:
     if entry is not None and connection.waiting(entry):
         with suppress(AmlmountError):
             connection.abort(entry)
+
+
+def is_exiting(pid: int) -> bool:
+    """Say whether all threads of a process are past their last instruction: PF_EXITING, field 9 of proc(5)'s stat.
+
+    One that had files open on the mount it serves itself waits in there for its own answer to their FLUSH.
+    """
+    try:
+        return all(_flags(f"/proc/{pid}/task/{thread}/stat") & PF_EXITING for thread in os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return False
+
+
+def _flags(path: str) -> int:
+    with open(path, "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[6])
 
 
 def take_away(watched: Watched) -> None:
@@ -76,13 +98,19 @@ def take_away(watched: Watched) -> None:
 
 def order(mount_id: int, plan: TargetPlan) -> dict[str, Any]:
     """Return the first message to a guard; the user's pidfd goes with it."""
-    return {"mount_id": mount_id, "path": plan.path, "created": list(plan.created), "device": plan.device}
+    return {
+        "mount_id": mount_id,
+        "pid": os.getpid(),
+        "path": plan.path,
+        "created": list(plan.created),
+        "device": plan.device,
+    }
 
 
 def _watched(message: Message) -> Watched:
     body = message.body
     plan = TargetPlan(body["path"], tuple(body["created"]), body["device"])
-    return Watched(body["mount_id"], plan, message.descriptors[0], time.monotonic())
+    return Watched(body["mount_id"], plan, body["pid"], message.descriptors[0], time.monotonic())
 
 
 def main() -> None:
