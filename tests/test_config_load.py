@@ -193,7 +193,7 @@ def test_a_folder_that_is_closed_to_us_is_an_error_and_not_an_empty_one(
         return listdir(path)
 
     monkeypatch.setattr(os, "listdir", refusing)
-    with pytest.raises(ConfigError, match="cannot read the configuration folder .*Permission denied"):
+    with pytest.raises(ConfigError, match=r"cannot read the configuration folder .*Permission denied"):
         config_files(tmp_path, {})
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from amlmount.cli.settings import setting
+
 if TYPE_CHECKING:
     from amlmount.config.load import Loaded
 
@@ -67,7 +69,7 @@ def init(
     from amlmount.config.load import main_file
     from amlmount.config.starter import write_starter
 
-    path = main_file(_setting(ctx, "config"), system=_setting(ctx, "system"))
+    path = main_file(setting(ctx, "config"), system=setting(ctx, "system"))
     write_starter(path, force=force)
     typer.echo(f"wrote {path}; next: edit it, then `amlmount config check` and `amlmount up`")
 
@@ -76,10 +78,10 @@ def _load(ctx: typer.Context) -> "Loaded":
     from amlmount.config.load import config_files, load_with_places, main_file
     from amlmount.errors import ConfigError
 
-    explicit: Path | None = _setting(ctx, "config")
-    files = config_files(explicit, system=_setting(ctx, "system"))
+    explicit: Path | None = setting(ctx, "config")
+    files = config_files(explicit, system=setting(ctx, "system"))
     if not files:
-        main = main_file(explicit, system=_setting(ctx, "system"))
+        main = main_file(explicit, system=setting(ctx, "system"))
         raise ConfigError(f"cannot find a configuration: there is no '{main}'", hint="`amlmount init` writes one")
     return load_with_places(files)
 
@@ -88,12 +90,7 @@ def _daemon_user(ctx: typer.Context) -> Any:
     from amlmount.config.resolve import find_daemon_user
 
     sudo_uid = os.environ.get("SUDO_UID", "")
-    return find_daemon_user(is_system=_setting(ctx, "system"), sudo_uid=int(sudo_uid) if sudo_uid.isdigit() else None)
-
-
-def _setting(ctx: typer.Context, key: str) -> Any:
-    """Return what the root command was told with a global option, None if nothing."""
-    return (ctx.obj or {}).get(key)
+    return find_daemon_user(is_system=setting(ctx, "system"), sudo_uid=int(sudo_uid) if sudo_uid.isdigit() else None)
 
 
 def _count(number: int, what: str) -> str:
