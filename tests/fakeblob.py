@@ -248,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers |= {f"x-ms-meta-{key}": value for key, value in blob.metadata.items()}
         wanted = asked.headers.get("x-ms-range") or asked.headers.get("range")
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "")
-        if asked.method == "HEAD" or not found:
+        if asked.method == "HEAD" or not found or (self.fault and self.fault.kind == "full"):
             return 200, blob.data, headers | {"Content-MD5": blob.md5}
         first, last = int(found[1]), min(int(found[2] or len(blob.data)), len(blob.data) - 1)
         if first >= len(blob.data):
@@ -292,8 +292,6 @@ def _spoiled(
         return status, bytes([body[0] ^ 1]) + body[1:], headers, None
     if kind == "wrong_range":
         return status, body, headers | {"Content-Range": f"bytes 5-{len(body) + 4}/{len(body) + 99}"}, None
-    if kind == "full":
-        return 200, body, {key: value for key, value in headers.items() if key != "Content-Range"}, None
     if kind == "no_etag":
         return status, body, {key: value for key, value in headers.items() if key != "ETag"}, None
     return status, body, headers, None

@@ -69,6 +69,8 @@ class Download:
 
     def _check_etag(self, headers: Message) -> str:
         etag = headers.get("ETag", "").strip('"')
+        if not etag:
+            raise DamagedBodyError("the answer does not say which version it is of")
         if self._if_match not in (None, etag):
             raise PreconditionFailedError(
                 f"cannot read blob {self._name!r}: it has changed since it was opened", hint="open it again"

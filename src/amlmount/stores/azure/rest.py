@@ -28,7 +28,7 @@ class RestClient:
 
     def __init__(self, location: Location, authorize: Callable[[], Authorizer], timing: Timing, pool: Pool) -> None:
         self.location, self.timing = location, timing
-        self.gate = Gate()
+        self.gate = Gate(timing.max_backoff_s / 40)
         self._authorize, self._pool = authorize, pool
         self._authorizer: Authorizer | None = None
         self._lock = threading.Lock()

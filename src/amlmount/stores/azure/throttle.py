@@ -11,14 +11,14 @@ from amlmount.errors import ThrottledError
 from amlmount.stores.azure.timing import Deadline, Timing
 
 _FIRST_INTERVAL_S = 0.005
-_MAX_INTERVAL_S = 1.0
 _SHRINK = 0.8
 
 
 class Gate:
-    """Stands before every request to one store."""
+    """Stands before every request to one store; `max_interval_s` is the slowest it gets between two of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_interval_s: float) -> None:
+        self._max_interval_s = max_interval_s
         self._lock = threading.Lock()
         self._next_at = 0.0
         self._interval_s = 0.0
@@ -41,8 +41,10 @@ class Gate:
     def throttled(self, wait_s: float) -> None:
         """The store said 503 or 429: nobody asks again for `wait_s` seconds, and slower after that."""
         with self._lock:
-            self._next_at = max(self._next_at, time.monotonic() + wait_s)
-            self._interval_s = min(max(self._interval_s * 2, _FIRST_INTERVAL_S), _MAX_INTERVAL_S)
+            now = time.monotonic()
+            if now >= self._next_at or not self._interval_s:  # else: one more answer to the burst that closed it
+                self._interval_s = min(max(self._interval_s * 2, _FIRST_INTERVAL_S), self._max_interval_s)
+            self._next_at = max(self._next_at, now + wait_s)
 
     def succeeded(self) -> None:
         """A request went through: come a little closer to full speed."""

@@ -45,11 +45,12 @@ def metadata_headers(name: str, metadata: Mapping[str, str] | None) -> dict[str,
 
 def put_blob(
     client: RestClient, name: str, data: bytes, headers: Mapping[str, str], metadata: Mapping[str, str] | None
-) -> ObjectInfo:
-    """Write a blob and return what is there now. Raises PreconditionFailedError, AccessDeniedError, NetworkError."""
+) -> tuple[ObjectInfo, bytes]:
+    """Write a blob and return what is there now, and its MD5. Raises PreconditionFailedError, AccessDeniedError, NetworkError."""
     attempted = client.attempted("write", name)
     deadline = Deadline(client.timing.call_s + len(data) / _MIN_BYTES_PER_S)
-    digest = b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+    md5 = hashlib.md5(data, usedforsecurity=False).digest()
+    digest = b64encode(md5).decode()
     headers = {**headers, **metadata_headers(name, metadata), "x-ms-blob-content-md5": digest}
     request = _single(client, name, data, headers) if len(data) <= MAX_SINGLE_BYTES else None
     kept = {key.lower(): value for key, value in metadata.items()} if metadata else NO_METADATA
@@ -59,10 +60,10 @@ def put_blob(
 
     try:
         request = request or _staged(client, name, data, headers, attempted, deadline)
-        return client.call(request, attempted, read, deadline=deadline)
+        return client.call(request, attempted, read, deadline=deadline), md5
     except PreconditionFailedError as error:
         if error.details.get("repeated") and (found := _own_earlier_write(client, name, len(data), digest, kept)):
-            return found
+            return found, md5
         raise
 
 
