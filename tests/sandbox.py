@@ -102,7 +102,7 @@ class Sandbox:
         """Say whether a process belongs to this run; Python's own multiprocessing helper is not counted."""
         if "multiprocessing.resource_tracker" in command_line(pid):
             return False
-        return namespace_of(pid) in self.namespaces or carries(pid, self.root)
+        return namespace_of(pid) in self.namespaces or carries(pid, self.root) or descends(pid, os.getpid())
 
 
 def open_sandbox() -> Sandbox:
@@ -229,6 +229,14 @@ def all_processes() -> Iterator[tuple[int, int]]:
             yield pid, start
 
 
+def descends(pid: int, ancestor: int) -> bool:
+    """Say whether a process was started by `ancestor`, or by one of its children and so on."""
+    while pid > 1 and pid != ancestor:
+        fields = stat_fields(pid)
+        pid = int(fields[1]) if fields else 0
+    return pid == ancestor
+
+
 def temporary_names() -> list[str]:
     """List what product code has put into the temporary directory of the run."""
     return [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("amlmount")]
@@ -245,10 +253,15 @@ def carries(pid: int, mark: str) -> bool:
 
 def start_time(pid: int) -> int | None:
     """Return when a process was started (clock ticks since boot), None if it has gone or is a zombie."""
+    fields = stat_fields(pid)
+    return None if not fields or fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def stat_fields(pid: int) -> list[bytes]:
+    """Return /proc/PID/stat from its third field (the state) on, empty if there is no such process."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
-        return None if fields[0] in (b"Z", b"X") else int(fields[19])
-    return None
+        return file.read().rpartition(b")")[2].split()
+    return []
 
 
 def command_line(pid: int) -> str:

@@ -135,8 +135,9 @@ def test_lazy_lets_go_of_a_busy_mount(served: Served) -> None:
     assert served.server.wait(10) == 0
 
 
-def test_holders_are_found_on_a_mount_that_no_longer_answers(served: Served) -> None:
-    child = served.hold(HOLD, f"{served.target}/hello")
+@pytest.mark.parametrize(("code", "name"), [(HOLD, "hello"), (HOLD_CWD, ""), (HOLD_MAP, "hello")])
+def test_holders_are_found_on_a_mount_that_no_longer_answers(served: Served, code: str, name: str) -> None:
+    child = served.hold(code, os.path.join(served.target, name))
     served.server.send_signal(signal.SIGSTOP)
     try:
         begun = time.monotonic()

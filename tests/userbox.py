@@ -56,6 +56,7 @@ class UserBox:
         return subprocess.run(
             self.argv(argv),
             env=self.env(env),
+            cwd=self.home,
             pass_fds=self.pass_fds,
             timeout=timeout_s,
             input=input,
@@ -70,6 +71,7 @@ class UserBox:
         started = subprocess.Popen(
             self.argv(argv),
             env=self.env(env),
+            cwd=self.home,
             pass_fds=self.pass_fds,
             stdin=pipe,
             stdout=pipe,
