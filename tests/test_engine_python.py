@@ -22,7 +22,6 @@ from mounting import differences, ended, make_source, mounted_at, spec_of
 from sandbox import Sandbox, command_line
 
 T = TypeVar("T")
-pytestmark = pytest.mark.root
 
 
 @pytest.fixture
@@ -170,13 +169,14 @@ def test_a_killed_worker_is_seen_at_once_and_cleared_away(source: str, mountpoin
         assert reason.returncode == -signal.SIGKILL and reason.text.startswith("killed by SIGKILL")
         assert "serving" in reason.log_tail
         entry = find_mount(mountpoint)
-        assert entry is not None and connection.is_dead(entry) is False  # our descriptor keeps it for a successor
+        assert entry is not None and not connection.is_dead(entry)  # our descriptor keeps it for a successor
         await engine.stop(running, lazy=False, timeout_s=10)
         assert not mounted_at(mountpoint)
 
     run(story)
 
 
+@pytest.mark.root
 def test_a_stopped_worker_is_taken_down(source: str, mountpoint: str) -> None:
     """SIGSTOP is the hang: a reader waits for an answer that never comes, and gets an error from `stop`."""
     failed: list[int | None] = []
@@ -297,6 +297,7 @@ def test_unmounted_by_somebody_else_is_a_clean_end(source: str, mountpoint: str)
     run(story)
 
 
+@pytest.mark.root
 def test_something_mounted_on_top_is_said(source: str, mountpoint: str) -> None:
     async def story() -> None:
         engine = PythonEngine()

@@ -24,7 +24,6 @@ from mounting import differences, make_source, mounted_at, until
 from sandbox import Sandbox
 from world import World
 
-pytestmark = pytest.mark.root
 BOTH = pytest.mark.parametrize("in_process", [False, True], ids=["worker", "thread"])
 
 
@@ -250,7 +249,7 @@ def test_a_killed_caller_leaves_no_mount_and_no_folder(
 
 
 def test_ctrl_c_while_starting_leaves_nothing(source: str, sandbox: Sandbox) -> None:
-    """The store's first listing is slow here, so that the interrupt falls into the start."""
+    """The interrupt falls into the start of the worker, which takes several times as long."""
     target = os.path.join(sandbox.make_dir("t"), "made")
     body = """
 import signal, threading

@@ -4,14 +4,16 @@ What the messages mean stands in `orders`; this knows only how they travel.
 """
 
 import array
-import asyncio
 import contextlib
 import json
 import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a worker uses the blocking half only, and does without asyncio's 9 MB
+    import asyncio
 
 MAX_DESCRIPTORS = 8
 READ_BYTES = 65536
@@ -58,6 +60,8 @@ class Channel:
 
     async def send_soon(self, body: dict[str, Any]) -> None:
         """Send one message of any size without blocking the loop. Raises OSError when the other end is gone."""
+        import asyncio
+
         await asyncio.get_running_loop().sock_sendall(self._sock, encode(body))
 
     def receive(self) -> Message | None:
@@ -102,12 +106,14 @@ class Channel:
         return Message(json.loads(line), descriptors)
 
 
-def _settle(ready: asyncio.Future[None]) -> None:
+def _settle(ready: "asyncio.Future[None]") -> None:
     if not ready.done():
         ready.set_result(None)
 
 
 async def _readable(sock: socket.socket) -> None:
+    import asyncio
+
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(sock, _settle, ready)

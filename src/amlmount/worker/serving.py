@@ -57,7 +57,7 @@ class Worker:
         self._watch.start()
         try:
             self._files = open_checked(self._spec)
-            self._channel.send({"op": READY})
+            self._tell({"op": READY})
             order = self._watch.serve_order()
             self._serve(self._tie.mount() if self._tie else order.descriptors[0], self._files)
         finally:
@@ -95,7 +95,7 @@ class Worker:
         self._tell({"op": SERVING})
 
     def _tell(self, body: dict[str, object]) -> None:
-        with suppress(OSError):  # the starter may be gone: that is not the end of the mount
+        with suppress(OSError):  # the starter may be gone: what follows from that, the watch decides
             self._channel.send(body)
 
     def _close(self) -> None:
