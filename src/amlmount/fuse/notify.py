@@ -9,13 +9,12 @@ import errno
 import os
 import struct
 
-from amlmount.fuse.protocol import OUT_HEADER, ROOT_ID, NotifyCode
+from amlmount.fuse.protocol import OUT_HEADER, NotifyCode
 
 _INVAL_INODE = struct.Struct("<Qqq")
 _INVAL_ENTRY = struct.Struct("<QII")
 _DELETE = struct.Struct("<QQII")
 _STORE = struct.Struct("<QQII")
-_RETRIEVE = struct.Struct("<QQQII")
 _EXPIRE_ONLY = 1
 _UNKNOWN = {errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM}
 
@@ -62,23 +61,11 @@ class Notifier:
         return self._send(NotifyCode.RESEND, b"")
 
     def _send(self, code: NotifyCode, head: bytes, tail: bytes | memoryview = b"") -> bool:
-        return _send(self._fd, code, head, tail)
-
-
-def poke(fd: int) -> bool:
-    """Wake the thread that reads requests: asks for no bytes of the root, and the NOTIFY_REPLY is what wakes it."""
-    try:
-        return _send(fd, NotifyCode.RETRIEVE, _RETRIEVE.pack(0, ROOT_ID, 0, 0, 0), b"")
-    except OSError:
-        return False
-
-
-def _send(fd: int, code: NotifyCode, head: bytes, tail: bytes | memoryview) -> bool:
-    length = OUT_HEADER.size + len(head) + len(tail)
-    try:
-        os.writev(fd, (OUT_HEADER.pack(length, code, 0), head, tail))
-    except OSError as error:
-        if error.errno in _UNKNOWN:
-            return False
-        raise
-    return True
+        length = OUT_HEADER.size + len(head) + len(tail)
+        try:
+            os.writev(self._fd, (OUT_HEADER.pack(length, code, 0), head, tail))
+        except OSError as error:
+            if error.errno in _UNKNOWN:
+                return False
+            raise
+        return True

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Protocol
 
 from amlmount.errors import MountFailedError
-from amlmount.fuse import notify
 from amlmount.fuse.buffers import HeapBuffers, RequestBuffers
 from amlmount.fuse.negotiate import Negotiated, Offer, negotiate
 from amlmount.fuse.pool import Pool
@@ -35,6 +34,7 @@ from amlmount.fuse.protocol import (
     parse_header,
 )
 from amlmount.fuse.signals import is_being_killed
+from amlmount.fuse.stopper import Stopper
 from amlmount.vfs.base import WouldBlock
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Session:
     """Serve one connection to the kernel, from INIT or, with `negotiated`, from where a predecessor left it.
 
     `on_negotiated` is called before INIT is answered: write the value down, a successor gets no INIT.
-    `fd` stays open; it is the caller's.
+    `fd` stays open; it is the caller's. `stoppable` costs a system call a request, and makes `stop` possible.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Session:
         offer: Offer | None = None,
         negotiated: Negotiated | None = None,
         on_negotiated: Callable[[Negotiated], None] | None = None,
+        stoppable: bool = False,
         pool_threads: int = 32,
         drain_timeout_s: float = 5.0,
         buffers: RequestBuffers | None = None,
@@ -107,13 +108,13 @@ class Session:
         self._buffers = buffers or HeapBuffers((negotiated or self._offer).buffer_bytes)
         self._pool = Pool(pool_threads, "fuse")
         self._waiting: dict[int, Request] = {}  # handed to the pool; whoever pops an entry answers it
-        self._stopping = False
+        self._stopper = Stopper(fd) if stoppable else None
         self._done = threading.Event()
         self._failure: MountFailedError | None = None
         self._control: dict[int, Callable[[Request], object]] = {
             Opcode.INIT: self._on_init,
             Opcode.INTERRUPT: self._on_interrupt,
-            Opcode.NOTIFY_REPLY: lambda request: None,  # only `stop` asks for one, and it only wants to wake us
+            Opcode.NOTIFY_REPLY: lambda request: None,  # we never ask for one
             Opcode.DESTROY: lambda request: self._reply(request.unique, b""),
         }
         self._constant_errors = handler.constant_errors
@@ -131,6 +132,8 @@ class Session:
             if not self._pool.close(self._drain_timeout_s):
                 log.warning("%d requests were still waiting for the store when the session ended", len(self._waiting))
             self._waiting.clear()
+            if self._stopper is not None:
+                self._stopper.close()
             self._done.set()
 
     def stop(self, timeout_s: float = 10.0) -> bool:
@@ -138,16 +141,14 @@ class Session:
 
         Requests already read are answered first, within the drain timeout. False if `run` did not end in time.
         """
-        self._stopping = True
-        for _ in range(max(1, int(timeout_s * 10))):
-            notify.poke(self._fd)
-            if self._done.wait(0.1):
-                return True
-        return False
+        if self._stopper is None:
+            raise ValueError("this session was not made stoppable")
+        self._stopper.stop()
+        return self._done.wait(timeout_s)
 
     def _serve(self) -> EndReason:
-        fd, buffers = self._fd, self._buffers
-        while not self._stopping:
+        fd, buffers, stopper = self._fd, self._buffers, self._stopper
+        while stopper is None or stopper.wait_for_request():
             buffer = buffers.take()
             try:
                 size_bytes = os.readv(fd, (buffer,))
