@@ -121,6 +121,16 @@ def test_a_successor_gets_no_init(kernel: Kernel) -> None:
     assert kernel.ask(Opcode.STATFS, unique=UNIQUE_RESEND | 6) == (UNIQUE_RESEND | 6, 0, b"12345678")
 
 
+def test_when_it_cannot_be_written_down_the_mount_fails(kernel: Kernel) -> None:
+    def refuse(negotiated: Negotiated) -> None:
+        raise RuntimeError("disk full")
+
+    kernel.handler.begin = refuse  # type: ignore[method-assign]
+    kernel.start()
+    assert kernel.ask(Opcode.INIT, INIT_BODY)[1] == errno.EIO
+    assert isinstance(kernel.end(), RuntimeError)
+
+
 def test_too_old_a_kernel_ends_the_session_with_a_reason(kernel: Kernel) -> None:
     kernel.start()
     assert kernel.ask(Opcode.INIT, struct.pack("<4I", 7, 23, 0, 0))[1] == errno.EPROTO

@@ -241,9 +241,13 @@ class Session:
             self._failure = error
             self._reply_error(request.unique, errno.EPROTO)
             return
-        if self._on_negotiated is not None:
-            self._on_negotiated(negotiated)
-        self._handler.begin(negotiated)
+        try:
+            if self._on_negotiated is not None:
+                self._on_negotiated(negotiated)
+            self._handler.begin(negotiated)
+        except Exception:
+            self._reply_error(request.unique, errno.EIO)  # the mount is of no use, but nobody may hang in it
+            raise
         self._reply(request.unique, negotiated.pack())
 
     def _on_interrupt(self, request: Request) -> None:
