@@ -3,6 +3,7 @@
 azure-identity is imported only when a token of its kinds is asked for; a managed identity does without it.
 """
 
+import logging
 import os
 import threading
 import time
@@ -15,7 +16,9 @@ from amlmount.secrets import resolve
 from amlmount.secrets.managed import Token, fetch_token, find_endpoint
 
 if TYPE_CHECKING:
-    from azure.core.credentials import TokenCredential
+    from azure.identity import AzureCliCredential, ClientSecretCredential, WorkloadIdentityCredential
+
+    Credential = AzureCliCredential | ClientSecretCredential | WorkloadIdentityCredential
 
 RENEW_BEFORE_S = 300.0
 RETRY_RENEWAL_S = 30.0
@@ -76,9 +79,9 @@ def managed_identity(scope: str, client_id: str | None = None) -> TokenSource:
 
 
 def service_principal(scope: str, application: ServicePrincipal) -> TokenSource:
-    """Return tokens of an application; its secret is read again whenever a login fails."""
+    """Return tokens of an application; its secret is read again for every login."""
 
-    def build() -> "TokenCredential":
+    def build() -> "Credential":
         from azure.identity import ClientSecretCredential
 
         secret = resolve(application.client_secret).reveal()
@@ -93,7 +96,7 @@ def service_principal(scope: str, application: ServicePrincipal) -> TokenSource:
 def workload_identity(scope: str, client_id: str | None = None) -> TokenSource:
     """Return tokens got for a federated token file (AZURE_FEDERATED_TOKEN_FILE), which is read again each time."""
 
-    def build() -> "TokenCredential":
+    def build() -> "Credential":
         from azure.identity import WorkloadIdentityCredential
 
         return WorkloadIdentityCredential(**({"client_id": client_id} if client_id else {}))
@@ -104,7 +107,7 @@ def workload_identity(scope: str, client_id: str | None = None) -> TokenSource:
 def azure_cli(scope: str) -> TokenSource:
     """Return tokens of whoever is logged in to the Azure CLI as the user this process runs as."""
 
-    def build() -> "TokenCredential":
+    def build() -> "Credential":
         from azure.identity import AzureCliCredential
 
         return AzureCliCredential()
@@ -137,22 +140,20 @@ def _first_of(candidates: list[TokenSource], source: TokenSource) -> Token:
     )
 
 
-def _from_library(build: Callable[[], "TokenCredential"], scope: str, description: str) -> TokenSource:
-    kept: list[TokenCredential] = []
-
+def _from_library(build: Callable[[], "Credential"], scope: str, description: str) -> TokenSource:
     def fetch() -> Token:
         from azure.core.exceptions import ClientAuthenticationError, ServiceRequestError, ServiceResponseError
 
+        # The library also logs what it raises; with no handler of the program's own that would go to stderr.
+        logging.getLogger("azure").addHandler(logging.NullHandler())
         try:
-            if not kept:
-                kept.append(build())
-            token = kept[0].get_token(scope)
+            with build() as credential:  # made anew each hour: no idle connection, and a replaced secret is read
+                token = credential.get_token(scope)
         except (ServiceRequestError, ServiceResponseError) as error:
             raise NetworkError(
                 f"cannot reach the login service for {description}: {_brief(error)}", hint="check network and proxy"
             ) from None
         except ClientAuthenticationError as error:
-            kept.clear()  # a secret may be replaced before the next try
             raise _explain(description, str(error)) from None
         except ValueError as error:
             raise ConfigError(f"cannot use {description}: {_brief(error)}", hint="correct credentials:") from None
