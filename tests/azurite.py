@@ -4,6 +4,7 @@ One process for the whole run, with many accounts, because accounts isolate test
 not. Without Node or Azurite these tests fail and say what to install: a store that is not tested is not a pass.
 """
 
+import functools
 import itertools
 import os
 import queue
@@ -44,6 +45,11 @@ class Azurite:
             return next(self._names)
         except StopIteration:
             pytest.fail(f"more than {ACCOUNTS} accounts asked for: raise azurite.ACCOUNTS", pytrace=False)
+
+    @functools.cached_property
+    def shared_account(self) -> str:
+        """An account for tests that put a few small blobs into containers of their own."""
+        return self.new_account()
 
     def definition(self, account: str, container: str | None = None, **changes: Any) -> dict[str, Any]:
         """Return a store definition as the configuration has it; the key is in the environment."""

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from amlmount.stores.azure import open_azure
 from amlmount.stores.base import ObjectStore
 from amlmount.stores.local import LocalStore
 from amlmount.stores.memory import MemoryStore
+from azurite import Azurite
+from fakeblob import FakeBlobService
 
 OpenStore = Callable[[pytest.FixtureRequest], AbstractContextManager[ObjectStore]]
 
@@ -53,7 +56,41 @@ def open_memory(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
     yield MemoryStore()
 
 
+@contextlib.contextmanager
+def open_azurite(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
+    """Create a container in Azurite; all tests share an account, because starting to fill one is what is slow."""
+    azurite: Azurite = request.getfixturevalue("azurite")
+    yield open_azure(azurite.new_container(azurite.shared_account))
+
+
+@contextlib.contextmanager
+def open_missing_azurite(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
+    """Open a container that Azurite does not have."""
+    azurite: Azurite = request.getfixturevalue("azurite")
+    with contextlib.closing(open_azure(azurite.definition(azurite.shared_account, "nothing"))) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def open_fake(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
+    """Open the container of a fake blob service."""
+    with contextlib.closing(FakeBlobService()) as fake:
+        yield open_azure(fake.definition())
+
+
+@contextlib.contextmanager
+def open_missing_fake(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
+    """Open a container that a fake blob service does not have."""
+    with (
+        contextlib.closing(FakeBlobService()) as fake,
+        contextlib.closing(open_azure(fake.definition("none"))) as store,
+    ):
+        yield store
+
+
 CASES = [
     StoreCase("local", open_local, open_missing_local, any_name=False, keeps_metadata=False),
     StoreCase("memory", open_memory),
+    StoreCase("azurite", open_azurite, open_missing_azurite, any_name=False),
+    StoreCase("fake-blob-service", open_fake, open_missing_fake, any_name=False),
 ]

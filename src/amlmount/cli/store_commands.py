@@ -5,11 +5,12 @@ Only typer is imported at the top: `amlmount --help` must not wait for what thes
 
 import json
 from collections.abc import Iterator
-from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from amlmount.cli.output import Console, Format, print_objects, print_table
+from amlmount.cli.settings import console, setting
 
 if TYPE_CHECKING:
     from amlmount.config.models import Config
@@ -18,39 +19,29 @@ if TYPE_CHECKING:
 store_app = typer.Typer(no_args_is_help=True, help="Look at stores and find out why one does not work.")
 
 
-class Output(StrEnum):
-    """Formats."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a store in the configuration.")]
-OutputOption = Annotated[Output, typer.Option("-o", "--output", help="Format.")]
+OutputOption = Annotated[Format, typer.Option("-o", "--output", help="Format.")]
 
 
 @store_app.command("ls")
-def list_stores(ctx: typer.Context, output: OutputOption = Output.TABLE) -> None:
+def list_stores(ctx: typer.Context, output: OutputOption = Format.TABLE) -> None:
     """List the stores of the configuration."""
     config = _load(ctx)
     rows = [_row(config, name) for name in sorted(config.stores)]
-    if output is Output.JSON:
-        typer.echo(json.dumps(rows, indent=2))
+    if output is not Format.TABLE:
+        print_objects(rows, output)
         return
-    lines = [("NAME", "TYPE", "WHERE", "LOGIN", "MOUNTS")]
-    lines += [(row["name"], row["type"], row["where"], row["login"], ",".join(row["mounts"]) or "-") for row in rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
-    for line in lines:
-        typer.echo("  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
+    cells = [(row["name"], row["type"], row["where"], row["login"], ", ".join(row["mounts"]) or "-") for row in rows]
+    print_table(console(ctx), ("NAME", "TYPE", "WHERE", "LOGIN", "MOUNTS"), cells)
 
 
 @store_app.command()
-def show(ctx: typer.Context, name: NameArgument, output: OutputOption = Output.TABLE) -> None:
+def show(ctx: typer.Context, name: NameArgument, output: OutputOption = Format.TABLE) -> None:
     """Show one store: its address, its login (references only) and the mounts that use it."""
     config = _load(ctx)
     fields = _details(config, _known(config, name))
-    if output is Output.JSON:
-        typer.echo(json.dumps(fields, indent=2))
+    if output is not Format.TABLE:
+        typer.echo(json.dumps(fields, indent=2 if output is Format.JSON else None))
         return
     for key, value in fields.items():
         text = value if isinstance(value, str) else json.dumps(value)
@@ -58,23 +49,24 @@ def show(ctx: typer.Context, name: NameArgument, output: OutputOption = Output.T
 
 
 @store_app.command()
-def test(ctx: typer.Context, name: NameArgument, output: OutputOption = Output.TABLE) -> None:
+def test(ctx: typer.Context, name: NameArgument, output: OutputOption = Format.TABLE) -> None:
     """Try a store step by step, from its name to one entry of its listing, and say what to do at the first failure."""
     config = _load(ctx)
     steps, failure = [], None
     for step, detail, error in _steps(config, _known(config, name)):
         failure = error
         steps.append({"step": step, "ok": error is None, "detail": detail, "hint": error.hint if error else None})
-        if output is Output.TABLE:
-            _print_step(step, detail, error)
-    if output is Output.JSON:
-        typer.echo(json.dumps({"name": name, "ok": failure is None, "steps": steps}, indent=2))
+        if output is Format.TABLE:
+            _print_step(console(ctx), step, detail, error)
+    if output is not Format.TABLE:
+        report = {"name": name, "ok": failure is None, "steps": steps}
+        typer.echo(json.dumps(report, indent=2 if output is Format.JSON else None))
     if failure is not None:
         raise typer.Exit(failure.exit_code)
 
 
-def _print_step(step: str, detail: str, error: "AmlmountError | None") -> None:
-    mark = typer.style("ok  ", fg=typer.colors.GREEN) if error is None else typer.style("FAIL", fg=typer.colors.RED)
+def _print_step(talk: Console, step: str, detail: str, error: "AmlmountError | None") -> None:
+    mark = talk.paint("ok  ", typer.colors.GREEN) if error is None else talk.paint("FAIL", typer.colors.RED)
     typer.echo(f"{mark}  {step:8}  {detail}")
     if error is not None and error.hint:
         typer.echo(f"      {'':8}  hint: {error.hint}")
@@ -84,11 +76,10 @@ def _load(ctx: typer.Context) -> "Config":
     from amlmount.config.load import config_files, load_config, main_file
     from amlmount.errors import ConfigError
 
-    given: dict[str, Any] = ctx.find_object(dict) or {}
-    explicit: Path | None = given.get("config")
-    files = config_files(explicit, system=given.get("system"))
+    explicit, system = setting(ctx, "config"), setting(ctx, "system")
+    files = config_files(explicit, system=system)
     if not files:
-        main = main_file(explicit, system=given.get("system"))
+        main = main_file(explicit, system=system)
         raise ConfigError(f"cannot find a configuration: there is no '{main}'", hint="`amlmount init` writes one")
     return load_config(files)
 

@@ -76,9 +76,9 @@ def check_name(name: str) -> None:
     Raises UsageError for one that clients and proxies rewrite (`.`, `..`, empty segments: it would reach another
     blob), and for one that is empty or longer than 1,024 characters.
     """
-    if not name or len(name) > MAX_NAME_CHARACTERS:
+    if not name or len(name) > MAX_NAME_CHARACTERS or "\0" in name:
         raise UsageError(
-            f"cannot use blob name {name[:40]!r}: it has {len(name)} characters",
+            f"cannot use blob name {name[:40]!r}: it has {len(name)} characters, or a NUL among them",
             hint=f"a name has 1 to {MAX_NAME_CHARACTERS} characters",
         )
     for segment in name.split("/"):
