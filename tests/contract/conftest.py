@@ -8,10 +8,12 @@ from amlmount.stores.base import ObjectStore
 from contract.store_cases import CASES, StoreCase
 
 
-@pytest.fixture(params=[pytest.param(case, id=case.name, marks=case.marks) for case in CASES])
+@pytest.fixture(scope="session", params=[pytest.param(case, id=case.name, marks=case.marks) for case in CASES])
 def case(request: pytest.FixtureRequest) -> StoreCase:
-    """Return the store under test, not opened."""
+    """Return the store under test, not opened; what it needs runs from here on, so no test has left it behind."""
     found: StoreCase = request.param
+    for name in found.needs:
+        request.getfixturevalue(name)
     return found
 
 

@@ -26,6 +26,7 @@ class StoreCase:
     """`open` gives an empty container; `open_missing` one that does not exist.
 
     `any_name`: names such as `a//b` can be held. `keeps_metadata`: what put was given comes back.
+    `needs`: session-wide fixtures that `open` asks for.
     """
 
     name: str
@@ -33,6 +34,7 @@ class StoreCase:
     open_missing: OpenStore | None = None
     any_name: bool = True
     keeps_metadata: bool = True
+    needs: tuple[str, ...] = ()
     marks: tuple[pytest.MarkDecorator, ...] = ()
 
 
@@ -91,6 +93,6 @@ def open_missing_fake(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
 CASES = [
     StoreCase("local", open_local, open_missing_local, any_name=False, keeps_metadata=False),
     StoreCase("memory", open_memory),
-    StoreCase("azurite", open_azurite, open_missing_azurite, any_name=False),
+    StoreCase("azurite", open_azurite, open_missing_azurite, any_name=False, needs=("azurite",)),
     StoreCase("fake-blob-service", open_fake, open_missing_fake, any_name=False),
 ]
