@@ -169,7 +169,9 @@ class Session:
         if error.errno in _READ_AGAIN:
             return None
         if error.errno == errno.EAGAIN:  # somebody made the shared description non-blocking
-            select.select([self._fd], [], [], 1.0)
+            poll = select.poll()
+            poll.register(self._fd, select.POLLIN)
+            poll.poll()
             return None
         if error.errno == errno.ENODEV:
             return EndReason.UNMOUNTED
@@ -226,7 +228,7 @@ class Session:
         elif wanted and reply is not None:
             self._deliver(request, reply)
         elif reply is not None:
-            self._handler.undelivered(request, reply)
+            self._take_back(request, reply)
         self._buffers.give_back(buffer)
 
     def _on_init(self, request: Request) -> None:
@@ -277,7 +279,7 @@ class Session:
 
     def _deliver(self, request: Request, body: bytes | memoryview) -> None:
         if not self._reply(request.unique, body):
-            self._handler.undelivered(request, body)
+            self._take_back(request, body)
             return
         follow_up = self._follow_ups.get(request.opcode)
         if follow_up is not None:
@@ -285,6 +287,12 @@ class Session:
                 follow_up(request)
             except Exception:
                 log.exception("what follows opcode %d failed", request.opcode)
+
+    def _take_back(self, request: Request, body: bytes | memoryview) -> None:
+        try:
+            self._handler.undelivered(request, body)
+        except Exception:
+            log.exception("taking back the reply to opcode %d failed", request.opcode)
 
     def _reply_error(self, unique: int, number: int) -> None:
         try:
