@@ -303,6 +303,27 @@ def test_stopping_leaves_the_mount_to_a_successor(mountpoint: str) -> None:
         assert mount.wait_end() == "unmounted"
 
 
+def test_a_successor_of_a_killed_server(mountpoint: str) -> None:
+    """SIGKILL with reads under way and a file, a directory and a place in it held: nobody sees an error."""
+    fs = DictFileSystem(TREE)
+    with served(fs, mountpoint, hold=True) as mount, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        negotiated = Negotiated.from_json(mount.ask("what_was_negotiated")[0] if os.listdir(mount.path) else {})
+        if Feature.HAS_RESEND not in negotiated.features:
+            pytest.skip("before Linux 6.9 requests that were read are lost")
+        with open(mount.path + "/files/099.bin", "rb") as held, os.scandir(mount.path + "/files") as place:
+            first = next(place).name
+            blocked = [pool.submit(read, mount.path, "slow") for _ in range(2)]
+            assert until(lambda: reads(mount) >= 1)
+            mount.kill()
+            waiting = pool.submit(read, mount.path, "files", "050.bin")  # asked while nobody serves
+            mount.start(negotiated=negotiated)
+            assert waiting.result(10) == FILES["050.bin"] and held.read() == FILES["099.bin"]
+            assert {first, *(entry.name for entry in place)} == set(FILES)
+            mount.ask("release")
+            assert [future.result(10) for future in blocked] == [b"slow content"] * 2
+        assert Opcode.INIT not in mount.counts()
+
+
 def test_second_epoch_of_epochs_makes_no_request(mountpoint: str) -> None:
     with served(DictFileSystem(TREE), mountpoint, policy("epochs")) as mount:
 

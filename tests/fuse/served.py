@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -19,7 +19,7 @@ from amlmount.config.profiles import PROFILES
 from amlmount.config.spec import Ownership, Policy
 from amlmount.errors import NotFoundError
 from amlmount.fuse.adapter import ReadOnlyAdapter
-from amlmount.fuse.negotiate import Negotiated, offer_for
+from amlmount.fuse.negotiate import Feature, Negotiated, offer_for
 from amlmount.fuse.notify import Notifier
 from amlmount.fuse.session import EndReason, Session
 from amlmount.mounts.connection import abort, waiting
@@ -51,10 +51,30 @@ class Served:
     """A mount and the child that serves it."""
 
     path: str
-    pid: int
     entry: MountEntry
-    orders: Connection
-    lock: threading.Lock
+    fd: int
+    fs: DictFileSystem
+    rules: Policy
+    pid: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self, **options: Any) -> None:
+        """Fork a child that serves."""
+        self.pid, self.orders = _start(self.fd, self.fs, self.rules, options)
+
+    def kill(self) -> None:
+        """SIGKILL the child and wait until it is gone."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.orders.close()
+            self.pid = 0
+
+    def let_go(self) -> None:
+        """Close our copy of the descriptor: the mount now lives as long as its child."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     def ask(self, order: str, *args: Any) -> Any:
         """Have the child do something and return what it says."""
@@ -96,12 +116,22 @@ class Served:
 class _Child:
     """What runs in the child: a session in the main thread, orders in another."""
 
-    def __init__(self, fd: int, fs: DictFileSystem, rules: Policy, orders: Connection, **options: Any) -> None:
+    def __init__(
+        self,
+        fd: int,
+        fs: DictFileSystem,
+        rules: Policy,
+        orders: Connection,
+        negotiated: Negotiated | None = None,
+        **options: Any,
+    ) -> None:
         self.fs, self.fd, self.pipe = fs, fd, orders
         self.negotiated: list[Negotiated] = []
         self.rules, self.options = rules, options
-        self.session = self._new_session(None)
+        self.session = self._new_session(negotiated)
         self.notifier = Notifier(fd)
+        if negotiated is not None and Feature.HAS_RESEND in negotiated.features:
+            self.notifier.resend()
         self.handed_over = threading.Event()
 
     def _new_session(self, negotiated: Negotiated | None) -> Session:
@@ -166,29 +196,44 @@ class _Child:
         return threading.active_count()
 
 
-@contextlib.contextmanager
-def served(
-    fs: DictFileSystem, target: str, rules: Policy | None = None, *, read_only: bool = True, **options: Any
-) -> Iterator[Served]:
-    """Mount `fs` at `target`, served by a child; afterwards it is unmounted and the child gone, come what may."""
+def _start(fd: int, fs: DictFileSystem, rules: Policy, options: dict[str, Any]) -> tuple[int, Connection]:
+    """Fork a child that serves `fd`; with `negotiated` among the options it is a successor."""
     ours, theirs = Pipe()
-    fd = open_and_mount(target, source="dict", read_only=read_only, allow_other=True, default_permissions=True)
-    entry = find_mount(target)
-    assert entry is not None
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
             ours.close()
             logging.basicConfig(level=logging.CRITICAL)
-            _Child(fd, fs, rules or policy(), theirs, **options).run()
+            _Child(fd, fs, rules, theirs, **options).run()
         os._exit(0)
-    os.close(fd)
     theirs.close()
-    mount = Served(target, pid, entry, ours, threading.Lock())
+    return pid, ours
+
+
+@contextlib.contextmanager
+def served(
+    fs: DictFileSystem,
+    target: str,
+    rules: Policy | None = None,
+    *,
+    read_only: bool = True,
+    hold: bool = False,
+    **options: Any,
+) -> Iterator[Served]:
+    """Mount `fs` at `target`, served by a child; afterwards it is unmounted and the child gone, come what may.
+
+    With `hold` this process keeps the descriptor, as the daemon does, so the mount outlives the child.
+    """
+    fd = open_and_mount(target, source="dict", read_only=read_only, allow_other=True, default_permissions=True)
+    entry = find_mount(target)
+    assert entry is not None
+    mount = Served(target, entry, fd, fs, rules or policy())
     try:
+        mount.start(**options)
+        if not hold:
+            mount.let_go()
         yield mount
     finally:
         mount.unmount()
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        ours.close()
+        mount.kill()
+        mount.let_go()
