@@ -1,6 +1,7 @@
 """The daemon's API as calls: standard library only, so that commands start quickly.
 
 Every method opens a connection of its own; errors come back as the AmlmountError that the daemon raised.
+`details["unheard"]` of a DaemonUnreachableError: it did nothing with the request, so asking another one is safe.
 """
 
 import contextlib
@@ -93,15 +94,17 @@ class DaemonClient:
         self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
     ) -> "Iterator[tuple[_UnixConnection, HTTPResponse]]":
         connection = _UnixConnection(self.socket_path)
+        answered = False
         try:
             connection.open(timeout_s)
             connection.request(method, path, json.dumps(body) if body is not None else None)
             response = connection.getresponse()
+            answered = True
             if response.status >= 400:
                 raise _error_of(response, connection.peer_pid)
             yield connection, response
         except (ConnectionError, HTTPException, ValueError) as error:
-            raise _went_away(self.socket_path) from error
+            raise _went_away(self.socket_path, answered) from error
         except TimeoutError as error:
             raise DaemonUnreachableError(
                 f"cannot get an answer from the daemon at {self.socket_path} within {timeout_s:g} s",
@@ -169,12 +172,15 @@ def _unreachable(path: str, error: OSError) -> AmlmountError:
     if isinstance(error, PermissionError):
         return DaemonUnreachableError(f"cannot reach the daemon at {path}: permission denied", hint="use sudo")
     return DaemonUnreachableError(
-        f"cannot reach the daemon: nobody listens at {path}", hint="`amlmount up` starts one", details={"absent": True}
+        f"cannot reach the daemon: nobody listens at {path}",
+        hint="`amlmount up` starts one",
+        details={"absent": True, "unheard": True},
     )
 
 
-def _went_away(path: str) -> AmlmountError:
+def _went_away(path: str, answered: bool) -> AmlmountError:
     return DaemonUnreachableError(
         f"cannot finish the request: the daemon at {path} went away",
         hint="its log says why (daemon.log in the state directory); `amlmount up` starts it again",
+        details={"unheard": not answered},
     )

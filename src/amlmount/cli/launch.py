@@ -7,7 +7,8 @@ import json
 import os
 import select
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 60.0
 MAX_STARTS = 20
+Answer = TypeVar("Answer")
 TAIL_LINES = 5
 
 
@@ -45,6 +47,22 @@ def find_daemon(ctx: typer.Context) -> "DaemonClient | None":
             return client
         wait_until_gone(info["pid"])
     raise DaemonUnreachableError("cannot reach the daemon: it is ending and does not get there", hint="see its log")
+
+
+def ask(ctx: typer.Context, question: "Callable[[DaemonClient], Answer]") -> "Answer | None":
+    """Return the daemon's answer, None if none runs. One that ends before it can answer is asked for again."""
+    from amlmount.errors import DaemonUnreachableError
+
+    for _ in range(MAX_STARTS):
+        client = find_daemon(ctx)
+        if client is None:
+            return None
+        try:
+            return question(client)
+        except DaemonUnreachableError as error:
+            if not error.details.get("unheard"):
+                raise
+    raise DaemonUnreachableError("cannot get an answer: each daemon ends at once", hint="see daemon.log")
 
 
 def find_or_start_daemon(ctx: typer.Context) -> "DaemonClient":

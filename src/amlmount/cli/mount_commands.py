@@ -68,14 +68,11 @@ def down(
     if every and names:
         raise UsageError("cannot take both names and --all", hint="give one or the other")
     talk = _talk(ctx, output)
-    client = launch.find_daemon(ctx)
-    if client is None and launch.has_leftovers(locations(ctx)) and not dry_run:
-        client = launch.find_or_start_daemon(ctx)  # it knows how to clear away what a killed daemon left
     if dry_run:
-        mounted = [s for s in client.status(names or None) if s.state != "unmounted"] if client else []
-        print_mounts(talk, mounted, output)
+        mounts = launch.ask(ctx, lambda client: client.status(names or None)) or []
+        print_mounts(talk, [status for status in mounts if status.state != "unmounted"], output)
         return
-    outcome = _down(talk, client, names or None, lazy, timeout)
+    outcome = _down(ctx, names or None, lazy, timeout)
     if output is not Format.TABLE:
         print_mounts(talk, outcome.mounts, output)
     raise_for(outcome, "unmount")
@@ -88,8 +85,9 @@ def ps(
 ) -> None:
     """Show the mounts: state, engine, target, source."""
     talk = _talk(ctx, output)
-    client = launch.find_daemon(ctx)
-    mounts = client.status() if client else _configured(ctx) if every else []
+    mounts = launch.ask(ctx, lambda client: client.status())
+    if mounts is None:
+        mounts = _configured(ctx) if every else []
     shown = [status for status in mounts if every or status.state != "unmounted"]
     print_mounts(talk, shown, output)
 
@@ -114,8 +112,8 @@ def _up(ctx: typer.Context, names: list[str] | None, wait: bool, timeout_s: floa
             outcome = client.up(
                 names or None, wait=wait, timeout_s=timeout_s, sudo_uid=_sudo_uid(), progress=steps.tell
             )
-        except DaemonUnreachableError:
-            if steps.told:
+        except DaemonUnreachableError as error:
+            if not error.details.get("unheard"):
                 raise
             continue  # it was about to end when we asked: the next one takes over
         except KeyboardInterrupt:
@@ -180,9 +178,9 @@ def _sudo_uid() -> int | None:
 
 
 def _plan(ctx: typer.Context, names: list[str] | None) -> list[dict[str, Any]]:
-    client = launch.find_daemon(ctx)
-    if client is not None:
-        return client.plan(names or None)
+    plans = launch.ask(ctx, lambda client: client.plan(names or None))
+    if plans is not None:
+        return plans
     from amlmount.daemon import Options, plan_offline
 
     return [plan.to_json() for plan in plan_offline(Options(locations(ctx), named_config(ctx)), names or None)]
@@ -210,21 +208,17 @@ def _plan_note(plan: dict[str, Any]) -> str:
 # --- down and ps ---------------------------------------------------------------------------------------------------
 
 
-def _down(
-    talk: Console, client: "DaemonClient | None", names: list[str] | None, lazy: bool, timeout_s: float
-) -> "Outcome":
-    from amlmount.errors import DaemonUnreachableError
+def _down(ctx: typer.Context, names: list[str] | None, lazy: bool, timeout_s: float) -> "Outcome":
     from amlmount.states import Outcome
 
+    talk = console(ctx)
+    if launch.find_daemon(ctx) is None and launch.has_leftovers(locations(ctx)):
+        launch.find_or_start_daemon(ctx)  # it knows how to clear away what a killed daemon left
     steps = _Steps(talk)
-    try:
-        if client is not None:
-            return client.down(names, lazy=lazy, timeout_s=timeout_s, progress=steps.tell)
-    except DaemonUnreachableError as error:
-        if not error.details.get("absent"):
-            raise
-    talk.note("nothing is mounted: no daemon runs")
-    return Outcome([])
+    outcome = launch.ask(ctx, lambda client: client.down(names, lazy=lazy, timeout_s=timeout_s, progress=steps.tell))
+    if outcome is None:
+        talk.note("nothing is mounted: no daemon runs")
+    return outcome or Outcome([])
 
 
 def _configured(ctx: typer.Context) -> "list[MountStatus]":

@@ -160,7 +160,7 @@ class _Daemon:
     def accept(self) -> None:
         """See Service."""
         if self._ending.is_set():
-            raise DaemonUnreachableError("cannot take the request: the daemon is ending", hint="try again")
+            raise DaemonUnreachableError("cannot take the request: the daemon is ending", details={"unheard": True})
 
     def refresh(self, sudo_uid: int | None) -> None:
         """See Service."""

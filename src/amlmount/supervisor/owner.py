@@ -52,7 +52,10 @@ def read_clock() -> Now:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """All that an owner needs from outside. `starts` bounds how many mounts are being made at once."""
+    """All that an owner needs from outside. `starts` bounds how many mounts are being made at once.
+
+    `lazy_stop_timeout_s`: what is still open that long after a lazy stop gets errors.
+    """
 
     select_engine: Callable[[MountSpec], tuple[Engine, str]]
     host: Host
@@ -63,6 +66,7 @@ class Surroundings:
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
     start_timeout_s: float = 45.0
     stop_timeout_s: float = 20.0
+    lazy_stop_timeout_s: float = 3.0
 
 
 def failure_of(error: BaseException, verb: str, name: str) -> Failure:
@@ -259,7 +263,9 @@ class MountOwner:
         running = self._running
         try:
             if running is not None and self._engine is not None:
-                await self._engine.stop(running, lazy=lazy, timeout_s=self._around.stop_timeout_s)
+                around = self._around
+                patience_s = around.lazy_stop_timeout_s if lazy else around.stop_timeout_s
+                await self._engine.stop(running, lazy=lazy, timeout_s=patience_s)
             self._running = None
             await asyncio.to_thread(self._around.host.remove_target, self._made)
             self._made = NOTHING_MADE
@@ -277,7 +283,7 @@ class MountOwner:
         if running is None or self._engine is None:
             return
         try:
-            await self._engine.stop(running, lazy=True, timeout_s=self._around.stop_timeout_s)
+            await self._engine.stop(running, lazy=True, timeout_s=self._around.lazy_stop_timeout_s)
         except Exception as error:
             failure = failure_of(error, "clear away", self.spec.name)
             log.warning("%s: %s", self.spec.name, failure.message)
