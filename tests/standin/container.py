@@ -47,8 +47,9 @@ class Container:
         """Fetch a blob as the file cache does: full size at once, its mark as mode, time and mode at the end."""
         found = self.stat(name)
         os.makedirs(os.path.dirname(local), mode=0o755, exist_ok=True)
-        with open(self.path(name), "rb") as source, open(local, "wb") as target:
-            os.fchmod(target.fileno(), mode)
+        # With os.open the process's own umask applies, as in the real one.
+        descriptor = os.open(local, os.O_RDWR | os.O_CREAT | os.O_TRUNC, mode)
+        with open(self.path(name), "rb") as source, open(descriptor, "wb") as target:
             target.truncate(found.st_size)
             while chunk := source.read(CHUNK_BYTES):
                 target.write(chunk)

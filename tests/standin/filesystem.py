@@ -22,7 +22,6 @@ from standin.container import Container
 from standin.settings import Settings
 
 MAX_READ_BYTES = 1048576
-PROCESS_UMASK = 0o022
 FINISHED_MODE = {False: 0o755, True: 0o777}
 
 
@@ -155,7 +154,7 @@ class FileCacheOperations(mfusepy.Operations):  # type: ignore[misc]
 
     def _fetch(self, path: str, local: str) -> None:
         mark = FINISHED_MODE[False] if self._allow_other else self._settings.number("libfuse.default-permission", 0o755)
-        self._container.download(path, local, mark & ~PROCESS_UMASK, FINISHED_MODE[self._allow_other])
+        self._container.download(path, local, mark, FINISHED_MODE[self._allow_other])
 
     def create(self, path: str, mode: int, fi: Any = None) -> int:
         """Make a local file; the store learns of it at close."""

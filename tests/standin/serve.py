@@ -95,7 +95,6 @@ def _serve(
     from standin.filesystem import MAX_READ_BYTES, FileCacheOperations
 
     warnings.simplefilter("ignore")
-    os.umask(0o022)
     operations = FileCacheOperations(
         settings, container, cache_dir or tempfile.mkdtemp(prefix="standin-blocks-"), mounted, end
     )
@@ -122,6 +121,7 @@ def _daemonize(target: str, settings: Settings, container: Container, cache_dir:
     if child == 0:
         os.close(read_end)
         os.setsid()
+        os.umask(0o022)  # in the foreground it is the caller's
         with open(trace, "w") as file:
             os.chmod(trace, 0o640)
             os.dup2(file.fileno(), 1)

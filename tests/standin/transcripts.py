@@ -79,6 +79,7 @@ class Stage:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            umask=0o022,
         )
         self.started.append(process)
         until(lambda: self.is_mounted() or process.poll() is not None)
@@ -320,6 +321,7 @@ def scene_given_descriptor(on: Stage) -> dict[str, Any]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        umask=0o022,
     )
     on.started.append(process)
     os.close(descriptor)
