@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from amlmount.errors import BlobNotFoundError, PreconditionFailedError, UsageError
 from amlmount.stores.azure.auth import Authorizer
-from amlmount.stores.azure.bulk import BulkReader
+from amlmount.stores.azure.bulk import BulkReader, Fetched
 from amlmount.stores.azure.checksums import Checksums
 from amlmount.stores.azure.credentials import AzureDefinition, authorize, locate_store
 from amlmount.stores.azure.download import Download
@@ -80,18 +80,16 @@ class AzureStore:
         self, name: str, start: int = 0, length: int | None = None, *, if_match: str | None = None
     ) -> memoryview:
         """Return what `get` does as a view of the client's own memory, which saves 0.1 to 0.8 ms for each MiB."""
-        self._path_to_read(name)
+        self._refuse_unreachable(name)
         if length == 0:
             return self._nothing(name, if_match)
         client, bulk = self._client(), self._bulk()
         deadline = Deadline(self._timing.call_s)
         client.gate.enter(deadline)
         fetched = bulk.get(name, start, length, if_match)
-        if fetched is not None and if_match in (None, fetched.etag):
-            is_whole = fetched.is_whole and start == 0
-            if not (is_whole and self._checksums.contradicts(name, fetched.etag, fetched.data)):
-                client.gate.succeeded()
-                return fetched.data
+        if fetched is not None and not (start == 0 and self._is_damaged(name, fetched)):
+            client.gate.succeeded()
+            return fetched.data
         return memoryview(Download(client, name, start, length, if_match, self._checksums).run(deadline))
 
     def put(
@@ -172,11 +170,18 @@ class AzureStore:
             )
         return memoryview(b"")
 
-    def _path_to_read(self, name: str) -> str:
+    def _is_damaged(self, name: str, fetched: Fetched) -> bool:
+        return self._checksums.knows(name) and self._checksums.contradicts(name, fetched.etag, fetched.data)
+
+    def _refuse_unreachable(self, name: str) -> None:
         try:
-            return self.location.blob_path(name)
+            check_name(name)
         except UsageError as error:
             raise BlobNotFoundError(error.message, hint=error.hint) from None
+
+    def _path_to_read(self, name: str) -> str:
+        self._refuse_unreachable(name)
+        return self.location.blob_path(name)
 
     def _list_request(self, query: Mapping[str, str], marker: str) -> Request:
         page = {**query, "marker": marker} if marker else query

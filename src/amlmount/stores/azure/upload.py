@@ -46,7 +46,7 @@ def metadata_headers(name: str, metadata: Mapping[str, str] | None) -> dict[str,
 def put_blob(
     client: RestClient, name: str, data: bytes, headers: Mapping[str, str], metadata: Mapping[str, str] | None
 ) -> tuple[ObjectInfo, bytes]:
-    """Write a blob and return what is there now, and its MD5. Raises PreconditionFailedError, AccessDeniedError, NetworkError."""
+    """Write a blob and return what is there now, and its MD5. Raises PreconditionFailedError and what `call` raises."""
     attempted = client.attempted("write", name)
     deadline = Deadline(client.timing.call_s + len(data) / _MIN_BYTES_PER_S)
     md5 = hashlib.md5(data, usedforsecurity=False).digest()
