@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,21 @@ def test_version_and_help(world: World) -> None:
     for command in ("up", "down", "ps", "daemon", "completion"):
         assert f"\n  {command} " in text
         assert world.cli(command, "--help").returncode == 0
+
+
+def test_the_docs_know_every_command_and_every_exit_code() -> None:
+    from amlmount.cli.app import app
+    from amlmount.errors import AmlmountError
+
+    text = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    names |= {group.name or "" for group in app.registered_groups}
+    assert [name for name in names if f"`{name}" not in text] == []
+    kinds, codes = [AmlmountError], {0, 130}
+    for kind in kinds:
+        codes.add(kind.exit_code)
+        kinds += kind.__subclasses__()
+    assert [code for code in codes if f"| {code} |" not in text] == []
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ class MountOwner:
     """Keeps one mount as it should be. `waiters` counts the `up` calls that wait for it.
 
     `started_for_waiters`: the start under way exists only for them, and goes when the last of them walks away.
+    `times_stopped`: how often it was unmounted on demand, to tell an unmount that was followed by a new start.
     `failure_told`: somebody has been told of the failure in `status`.
     """
 
@@ -112,6 +113,7 @@ class MountOwner:
         self.waiters = 0
         self.started_for_waiters = False
         self.failure_told = False
+        self.times_stopped = 0
         self._around = around
         kept = leftover is not None and leftover.target == spec.target
         self._made = leftover.made if leftover is not None and kept else NOTHING_MADE
@@ -156,11 +158,6 @@ class MountOwner:
     def idle(self) -> bool:
         """Say whether nothing is mounted and nothing is under way."""
         return self._running is None and self._retry is None and (self._work is None or self._work.done())
-
-    async def finish(self) -> None:
-        """Wait until the work under way has ended."""
-        while self._work is not None and not self._work.done():
-            await asyncio.wait({self._work})
 
     def _announce(self, before: MountStatus) -> None:
         if self.status.state is not before.state:
@@ -276,6 +273,7 @@ class MountOwner:
                 self._on_exit(running.exited)
             return
         self._adopt_next_spec()
+        self.times_stopped += 1
         self.tell(Stopped())
 
     async def _clean_up(self) -> None:

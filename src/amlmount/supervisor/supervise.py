@@ -212,15 +212,15 @@ async def _wait_until_up(owner: MountOwner) -> Failure | None:
 async def _take_down(owner: MountOwner, lazy: bool) -> Failure | None:
     # An unmount that somebody else began may fail for want of `lazy`: it is joined, and then ours is tried.
     ours = owner.status.state is not MountState.UNMOUNTING
+    stopped_before = owner.times_stopped
     owner.tell(Unwanted(lazy))
-    while owner.status.state is not MountState.UNMOUNTED:
+    while owner.status.state is not MountState.UNMOUNTED and owner.times_stopped == stopped_before:
         if owner.status.state is not MountState.UNMOUNTING:
             if ours:
-                return owner.status.last_error or _wanted_again(owner.status.name)
+                return owner.status.last_error or Failure("failed", f"cannot unmount '{owner.status.name}'")
             ours = True
             owner.tell(Unwanted(lazy))
         await owner.changed()
-    await owner.finish()
     return None
 
 
@@ -229,10 +229,6 @@ def _abandon(owners: list[MountOwner]) -> None:
         if owner.waiters == 1 and owner.started_for_waiters and owner.status.state in COMING:
             log.info("%s: whoever asked for it has gone", owner.spec.name)
             owner.tell(Unwanted())
-
-
-def _wanted_again(name: str) -> Failure:
-    return Failure("failed", f"cannot unmount '{name}': it was asked for again in the meantime")
 
 
 def _unknown(name: str, known: list[str]) -> NotFoundError:
