@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,11 @@ def test_a_change_while_reading_is_seen(store: LocalStore, root: Path, monkeypat
     monkeypatch.setattr(os, "pread", slow_pread)
     with pytest.raises(PreconditionFailedError):
         store.get("file", if_match=etag)
+
+
+def test_a_put_sets_the_time_itself(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: 1_700_000_000_123_456_789)  # no kernel's clock ticks that finely
+    assert store.put("file", b"").mtime_ns == store.head("file").mtime_ns == 1_700_000_000_123_456_789
 
 
 def test_a_put_that_fails_leaves_nothing(store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,9 @@ def test_inode_same_object() -> None:
 def test_inode_takeover() -> None:
     store = memory("dir/a", "dir/b", "c", "ü/\udcff")
     stores = {"one": store, "two": store}
-    sources = source("one", child="x"), source("two", child="y")
+    sources, clock = (source("one", child="x"), source("two", child="y")), FakeClock()
+    old = mount(stores, *sources, clock=clock)
+    old.remember(old.node(find(old, "x/c")))
 
     def numbers() -> dict[bytes, tuple[int, int]]:
         fs = mount(stores, *sources)
@@ -95,6 +97,9 @@ def test_inode_takeover() -> None:
 
     first = numbers()
     assert first == numbers()
+    store.put("c", b"another version")
+    clock.now_s += 121
+    assert old.lookup(find(old, "x"), b"c").node_id == find(mount(stores, *sources), "x/c")
     assert (
         len({node_id for node_id, _ in first.values()}) == len({ino for _, ino in first.values()}) == len(first) == 14
     )
@@ -145,6 +150,51 @@ def test_inode_returns() -> None:
     clock.now_s += 121
     assert fs.lookup(1, b"dir") is directory
     assert names(fs, directory.node_id) == [b"b"]
+
+
+def test_inode_returns_with_what_is_there_now() -> None:
+    store, clock = memory("dir/a"), FakeClock()
+    fs = mount(store, clock=clock)
+    directory = fs.lookup(1, b"dir")
+    fs.remember(directory)
+    clock.now_s += 100
+    names(fs, directory.node_id)
+    store.delete("dir/a")
+    clock.now_s += 21
+    assert names(fs) == []
+    store.put("dir/b", b"")
+    assert names(fs, directory.node_id) == [b"b"]  # although its own listing is 21 seconds old
+
+
+def test_inode_forget_takes_what_is_below() -> None:
+    store, clock = memory("dir/a"), FakeClock()
+    fs = mount(store, clock=clock)
+    directory = fs.lookup(1, b"dir")
+    fs.remember(directory)
+    store.delete("dir/a")
+    clock.now_s += 121
+    assert names(fs) == []
+    store.put("dir/b", b"")
+    assert names(fs, directory.node_id) == [b"b"]  # somebody's working directory
+    fs.forget(directory.node_id, 1)
+    assert len(fs._tree.nodes) == 1
+    assert fs.statfs().files == 0
+
+
+def test_inode_dropped_while_it_is_listed() -> None:
+    store, clock, gate = FlakyStore(memory("dir/a")), FakeClock(), Gate()
+    fs = mount(store, clock=clock)
+    directory = fs.lookup(1, b"dir")
+    store.on("list", gate, nth=1)
+    thread, results = in_thread(lambda: names(fs, directory.node_id))
+    assert gate.reached.wait(DEADLINE_S)
+    store.inner.delete("dir/a")
+    clock.now_s += 121
+    assert names(fs) == []
+    gate.opened.set()
+    thread.join(DEADLINE_S)
+    [result] = results
+    assert isinstance(result, OSError) and result.errno == errno.ESTALE
 
 
 def test_inode_directory_time() -> None:

@@ -34,7 +34,7 @@ from amlmount.stores.local_rename import rename_to_new
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _DIRECTORY = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
 _ETAG = "%x-%x-%x-%x-%x"
-_new_info = functools.partial(tuple.__new__, ObjectInfo)  # a third of the time of the class's own __new__
+_new_info = functools.partial(tuple.__new__, ObjectInfo)  # half the time of ObjectInfo(...)
 
 
 class LocalStore:
@@ -300,14 +300,12 @@ class LocalStore:
 
 
 def _etag(found: os.stat_result) -> str:
-    return _ETAG % (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    mtime_ns = found.st_mtime_ns
+    return _ETAG % (found.st_dev, found.st_ino, found.st_size, mtime_ns, found.st_ctime_ns - mtime_ns)
 
 
 def _info(name: str, found: os.stat_result) -> ObjectInfo:
-    size, mtime_ns = found.st_size, found.st_mtime_ns
-    return _new_info(
-        (name, size, _ETAG % (found.st_dev, found.st_ino, size, mtime_ns, found.st_ctime_ns), mtime_ns, NO_METADATA)
-    )
+    return _new_info((name, found.st_size, _etag(found), found.st_mtime_ns, NO_METADATA))
 
 
 def _changed(verb: str, name: str) -> PreconditionFailedError:

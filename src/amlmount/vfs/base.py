@@ -103,7 +103,10 @@ class FileSystem(Protocol):
         ...
 
     def list_dir(self, node_id: int, *, may_wait: bool = True) -> Sequence[Node]:
-        """Return the entries of a directory, fresh within the policy, sorted by name, without `.` and `..`."""
+        """Return the entries of a directory, fresh within the policy, without `.` and `..`.
+
+        Sorted by name, a directory as if its name ended in `/`: the order in which Azure lists.
+        """
         ...
 
     def read(self, node_id: int, offset: int, size_bytes: int, *, may_wait: bool = True) -> bytes | memoryview:

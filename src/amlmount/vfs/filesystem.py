@@ -53,7 +53,7 @@ class BlobFileSystem:
 
     def _add_children(self, sources: Iterable[tuple[bytes, Source]]) -> None:
         children: dict[bytes, Node] = {}
-        for name, source in sorted(sources, key=lambda pair: pair[0]):
+        for name, source in sorted(sources, key=lambda pair: pair[0] + b"/"):
             number = self._numbers.number(self._numbers.directory_hash(source.index, ""))
             children[name] = DirectoryNode(number, number, ROOT_NODE_ID, name, source, "", self._opened_ns)
         self._tree.install(self._root, children, Listing().hidden)
@@ -172,10 +172,16 @@ class BlobFileSystem:
         changes: list[Change] = []
         for directory, before in stale:
             with self._lock:
-                if not self._tree.is_current(directory):
-                    continue  # its parent's listing says that it is gone
-            changes += changes_between(directory.node_id, before, self._entries(directory, may_wait=True))
+                is_current = self._tree.is_current(directory)
+            if is_current:  # else its parent's listing has said that it is gone
+                changes += changes_between(directory.node_id, before, self._entries_or_none(directory))
         return changes
+
+    def _entries_or_none(self, directory: DirectoryNode) -> dict[bytes, Node]:
+        try:
+            return self._entries(directory, may_wait=True)
+        except OSError:  # another thread's listing of its parent has just dropped it
+            return {}
 
     def _to_refresh(self, path: str | None) -> list[DirectoryNode]:
         directory, parents = self._root, []
@@ -230,6 +236,8 @@ class BlobFileSystem:
         oldest = STALE if self._policy.pinned else self._clock() - self._policy.list_ttl_s
         while True:
             with self._lock:
+                if self._known(directory.node_id) is not directory:
+                    raise OSError(errno.ESTALE, "unknown inode")
                 if _is_fresh(directory, oldest):
                     return directory.children
                 if not may_list or (directory.fetch and not may_wait):
@@ -237,8 +245,6 @@ class BlobFileSystem:
                 if directory.fetch:
                     self._wait_for(directory.fetch)
                     continue
-                if self._known(directory.node_id) is not directory:
-                    raise OSError(errno.ESTALE, "unknown inode")
                 fetch = directory.fetch = Fetch()
             self._carry_out(fetch, directory, source)
 

@@ -37,20 +37,24 @@ class Tree:
         self.hidden: Counter[HiddenReason] = Counter()
 
     def arrange(self, directory: DirectoryNode, listing: Listing) -> dict[bytes, Node]:
-        """Return the children a listing gives, sorted by name: the present node where nothing changed, else a new one.
+        """Return the children a listing gives, in order: the present node where nothing changed, else a new one.
 
-        Needs no lock: only the one fetch a directory can have calls it, and what it makes nobody else sees.
+        The order is the one in which Azure lists (a directory as if its name ended in `/`), so that pages can be
+        shown as they arrive. Needs no lock: only the one fetch a directory can have calls it, and what it makes
+        nobody else sees.
         """
         assert directory.source
         make = self._numbers.maker(directory, directory.source)
-        old, files, children = directory.children, listing.files, {}
-        names = sorted([*files, *listing.directories])
-        for name in names:
+        old, files = directory.children, listing.files
+        children: dict[bytes, Node] = {}
+        for name in sorted([*files, *[name + b"/" for name in listing.directories]]):
             info = files.get(name)
-            known = old.get(name)
             if info is None:
-                children[name] = self._directory(directory, name, known, listing.directories[name])
-            elif known is not None and known.etag == info.etag and known.kind is NodeKind.FILE:
+                name = name[:-1]
+                children[name] = self._directory(directory, name, old.get(name), listing.directories[name])
+                continue
+            known = old.get(name)
+            if known is not None and known.etag == info.etag and known.kind is NodeKind.FILE:
                 children[name] = known
             else:
                 children[name] = make(name, info)
@@ -111,8 +115,6 @@ class Tree:
                 waiting += node.children.values()
                 node.children, node.listed_at = {}, None
                 self._count_hidden(node, Counter())
-                if node.fetch:
-                    node.fetch.superseded = True
             else:
                 self.file_count -= 1
                 self.size_bytes -= node.size_bytes
