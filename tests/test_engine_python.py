@@ -311,6 +311,22 @@ def test_something_mounted_on_top_is_said(source: str, mountpoint: str) -> None:
     run(story)
 
 
+def test_a_mount_id_that_is_given_again_is_not_ours(source: str, mountpoint: str, sandbox: Sandbox) -> None:
+    """The kernel reuses ids at once: stopping what has gone must not take down whoever has its id now."""
+
+    async def story() -> None:
+        engine = PythonEngine()
+        gone = await start(engine, source, mountpoint)
+        await off_loop(lambda: unmount(mountpoint))
+        other = await start(engine, source, sandbox.make_dir("m"))
+        gone.mount_id = other.mount_id
+        await engine.stop(gone, lazy=False, timeout_s=5)
+        assert mounted_at(other.spec.target)
+        await engine.stop(other, lazy=False, timeout_s=5)
+
+    run(story)
+
+
 def test_a_worker_that_cannot_import_says_why(
     source: str, mountpoint: str, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
 ) -> None:

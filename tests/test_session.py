@@ -21,7 +21,7 @@ from amlmount.errors import ConfigError, ContainerNotFoundError, MountFailedErro
 from amlmount.mounts import connection
 from amlmount.mounts.paths import find_mount
 from mounting import differences, make_source, mounted_at, until
-from sandbox import Sandbox
+from sandbox import Sandbox, command_line
 from world import World
 
 BOTH = pytest.mark.parametrize("in_process", [False, True], ids=["worker", "thread"])
@@ -268,7 +268,7 @@ def test_a_killed_worker_gives_errors_and_no_hang(
     source: str, mountpoint: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with amlmount.mount(source, mountpoint):
-        os.kill(worker_of(mountpoint), signal.SIGKILL)
+        os.kill(our_worker(), signal.SIGKILL)
         until(lambda: "killed by SIGKILL" in caplog.text)
         with pytest.raises(OSError) as caught:
             os.listdir(mountpoint)
@@ -276,21 +276,14 @@ def test_a_killed_worker_gives_errors_and_no_hang(
     assert not mounted_at(mountpoint)
 
 
-def worker_of(mount_point: str) -> int:
-    """Find our only worker child."""
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        children = [int(pid) for pid in file.read().split()]
-    threads = [int(tid) for tid in os.listdir("/proc/self/task")]
-    for thread in threads:
+def our_worker() -> int:
+    """Find the only worker that is a child of this process (of whichever thread)."""
+    children: set[int] = set()
+    for thread in os.listdir("/proc/self/task"):
         with open(f"/proc/self/task/{thread}/children") as file:
-            children += [int(pid) for pid in file.read().split()]
-    [worker] = {pid for pid in children if _name(pid).startswith("amlmount:")}
+            children |= {int(pid) for pid in file.read().split()}
+    [worker] = [pid for pid in children if "amlmount.worker" in command_line(pid)]
     return worker
-
-
-def _name(pid: int) -> str:
-    with open(f"/proc/{pid}/comm") as file:
-        return file.read()
 
 
 def test_a_forked_child_reads_and_does_not_unmount(source: str) -> None:
@@ -380,3 +373,16 @@ def test_a_worker_serves_both_kinds_of_mapping(source: str) -> None:
             mapped = np.memmap(f"{m.mount_point}/big.bin", mode=mode)
             assert mapped.tobytes() == expected
             del mapped
+
+
+@pytest.mark.parametrize("delay_s", [0.03, 0.08, 0.13, 0.18, 0.25, 0.35])
+def test_a_caller_killed_while_starting_leaves_nothing(source: str, sandbox: Sandbox, delay_s: float) -> None:
+    """Killed `delay_s` after the start began: while the worker loads, mounts, or has just mounted."""
+    target = os.path.join(sandbox.make_dir("t"), "made")
+    with subprocess.Popen(
+        script("print('go', flush=True); m.start()", source, target), stdout=subprocess.PIPE
+    ) as caller:
+        assert caller.stdout is not None and caller.stdout.readline() == b"go\n"
+        threading.Event().wait(delay_s)
+        caller.kill()
+    until(lambda: not mounted_at(target) and not os.path.lexists(target), 10)

@@ -18,7 +18,7 @@ from amlmount.errors import AmlmountError, BusyError, MountFailedError, NotFound
 from amlmount.mounts import connection
 from amlmount.mounts.fusemount import unmount
 from amlmount.mounts.mountinfo import MountEntry, read_mounts
-from amlmount.mounts.paths import find_mount
+from amlmount.mounts.paths import canonical, find_mount
 from amlmount.mounts.target import TargetPlan
 from amlmount.worker.attach import SUBTYPE, attach
 from amlmount.worker.orders import EXIT, NEGOTIATED, READY, SERVE, SERVING, StartOrder
@@ -121,8 +121,14 @@ class PythonEngine:
 
 
 def mount_of(running: Running) -> MountEntry | None:
-    """Return the mount of `running` as the kernel has it now, None when it is gone."""
-    return next((m for m in read_mounts() if m.mount_id == running.mount_id and m.subtype == SUBTYPE), None)
+    """Return the mount of `running` as the kernel has it now, None when it is gone.
+
+    The id alone would not do: the kernel gives it to the next mount as soon as this one is gone.
+    """
+    mounts = read_mounts()
+    place = canonical(running.spec.target, mounts)
+    found = (entry for entry in mounts if entry.mount_id == running.mount_id and entry.mount_point == place)
+    return next((entry for entry in found if entry.subtype == SUBTYPE), None)
 
 
 async def detach(entry: MountEntry, *, lazy: bool, timeout_s: float) -> None:

@@ -66,7 +66,7 @@ def _serve(descriptor: int, files: FileSystem, spec: MountSpec) -> None:
 
 def _end(entry: MountEntry, thread: threading.Thread) -> None:
     """Unmount; whoever has something open on it gets errors, because the server ends."""
-    if any(mount.mount_id == entry.mount_id for mount in read_mounts()):
+    if (entry.mount_id, entry.mount_point) in {(mount.mount_id, mount.mount_point) for mount in read_mounts()}:
         with suppress(AmlmountError):
             connection.abort(entry)
         with suppress(NotFoundError):

@@ -1,19 +1,16 @@
 """JSON lines and file descriptors over a stream socket: how a worker and the process that started it talk.
 
-What the messages mean stands in `orders`; this knows only how they travel.
+What the messages mean stands in `orders`; this knows only how they travel. A worker uses the blocking half only and
+does without asyncio and its 9 MB, so that is imported where it is used.
 """
 
 import array
-import contextlib
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # a worker uses the blocking half only, and does without asyncio's 9 MB
-    import asyncio
+from typing import Any
 
 MAX_DESCRIPTORS = 8
 READ_BYTES = 65536
@@ -46,6 +43,7 @@ class Channel:
         self._sock = sock
         self._pending = bytearray()
         self._descriptors: list[int] = []
+        self._reader: Callable[[], None] | None = None
 
     def fileno(self) -> int:
         """Return the socket's descriptor, for poll."""
@@ -74,17 +72,40 @@ class Channel:
     async def receive_soon(self) -> Message | None:
         """Return the next message, or None when the other end is closed, without blocking the loop."""
         while b"\n" not in self._pending:
-            await _readable(self._sock)
+            await self._readable()
             if not self._fill():
                 return None
         return self._take()
 
     def close(self) -> None:
-        """Close the socket and whatever descriptors arrived and were never taken."""
+        """Close the socket and whatever descriptors arrived and were never taken; whoever waits for it gets OSError."""
+        if self._reader is not None:
+            self._reader()
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
         self._sock.close()
+
+    async def _readable(self) -> None:
+        import asyncio
+
+        loop, descriptor = asyncio.get_running_loop(), self._sock.fileno()
+        ready: asyncio.Future[None] = loop.create_future()
+
+        def stop_waiting() -> None:
+            # By number and before the socket is closed: afterwards the number may be somebody else's.
+            self._reader = None
+            loop.remove_reader(descriptor)
+            if not ready.done():
+                ready.set_result(None)
+
+        loop.add_reader(descriptor, stop_waiting)
+        self._reader = stop_waiting
+        try:
+            await ready
+        finally:
+            if self._reader is stop_waiting:
+                stop_waiting()
 
     def _fill(self) -> bool:
         space = socket.CMSG_LEN(MAX_DESCRIPTORS * array.array("i").itemsize)
@@ -104,21 +125,3 @@ class Channel:
         self._pending = bytearray(rest)
         descriptors, self._descriptors = self._descriptors, []
         return Message(json.loads(line), descriptors)
-
-
-def _settle(ready: "asyncio.Future[None]") -> None:
-    if not ready.done():
-        ready.set_result(None)
-
-
-async def _readable(sock: socket.socket) -> None:
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(sock, _settle, ready)
-    try:
-        await ready
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            loop.remove_reader(sock)

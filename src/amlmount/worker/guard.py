@@ -38,8 +38,9 @@ class Watched:
     silent_since: float
 
     def entry(self) -> MountEntry | None:
-        """Return the mount as the kernel has it now."""
-        return next((entry for entry in read_mounts() if entry.mount_id == self.mount_id), None)
+        """Return the mount as the kernel has it now; its id may be another's by now, id and place are not."""
+        here = (entry for entry in read_mounts() if entry.mount_point == self.plan.path)
+        return next((entry for entry in here if entry.mount_id == self.mount_id), None)
 
 
 def watch(channel: Channel, watched: Watched) -> None:
