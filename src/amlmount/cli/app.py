@@ -3,15 +3,22 @@
 Modules of this package import only typer and the standard library at their top.
 """
 
-import importlib
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from amlmount.cli import daemon_commands, mount_commands
+from amlmount.cli import (
+    config_commands,
+    daemon_commands,
+    doctor_commands,
+    mount_commands,
+    render_commands,
+    store_commands,
+)
 from amlmount.cli.output import Console
 
 INTERRUPTED = 130
@@ -71,29 +78,27 @@ app.command()(daemon_commands.daemon)
 app.command()(daemon_commands.completion)
 
 
-def _add_when_there(module_name: str, commands: dict[str, str], groups: dict[str, str]) -> None:
-    try:
-        module = importlib.import_module(f"amlmount.cli.{module_name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"amlmount.cli.{module_name}":
-            raise
-        return
-    for name, attribute in commands.items():
-        app.command(name)(getattr(module, attribute))
-    for name, attribute in groups.items():
-        app.add_typer(getattr(module, attribute), name=name)
-
-
-_add_when_there("config_commands", {"init": "init"}, {"config": "config_app"})
-_add_when_there("render_commands", {"render": "render", "import": "import_"}, {})
-_add_when_there("doctor_commands", {"doctor": "doctor"}, {})
-_add_when_there("store_commands", {}, {"store": "store_app"})
+app.command()(config_commands.init)
+app.command()(render_commands.render)
+app.command("import")(render_commands.import_)
+app.command()(doctor_commands.doctor)
+app.add_typer(config_commands.config_app, name="config")
+app.add_typer(store_commands.store_app, name="store")
 
 
 def run(argv: list[str] | None = None) -> None:
     """Run the command line and exit. The only place that prints errors and chooses the exit code."""
+    words = sys.argv[1:] if argv is None else argv
     console = Console()
-    sys.exit(_run(sys.argv[1:] if argv is None else argv, console))
+    console.as_json = _wants_json(words)
+    sys.exit(_run(words, console))
+
+
+def _wants_json(words: list[str]) -> bool:
+    """Say whether data, and so errors, are to be JSON: known here because an error can come before any command."""
+    said = [after for word, after in pairwise(words) if word in ("-o", "--output")]
+    said += [word.removeprefix("--output=") for word in words if word.startswith("--output=")]
+    return any(form in ("json", "jsonl") for form in said)
 
 
 def _run(argv: list[str], console: Console) -> int:

@@ -40,7 +40,7 @@ def up(
 
     Starts a daemon if none runs. Ctrl-C takes back what is not mounted yet; what is mounted stays.
     """
-    talk = _talk(ctx, output)
+    talk = console(ctx)
     if dry_run:
         _print_plans(talk, _plan(ctx, names), output)
         return
@@ -67,7 +67,7 @@ def down(
 
     if every and names:
         raise UsageError("cannot take both names and --all", hint="give one or the other")
-    talk = _talk(ctx, output)
+    talk = console(ctx)
     if dry_run:
         mounts = launch.ask(ctx, lambda client: client.status(names or None)) or []
         print_mounts(talk, [status for status in mounts if status.state != "unmounted"], output)
@@ -84,18 +84,12 @@ def ps(
     output: Output = Format.TABLE,
 ) -> None:
     """Show the mounts: state, engine, target, source."""
-    talk = _talk(ctx, output)
+    talk = console(ctx)
     mounts = launch.ask(ctx, lambda client: client.status())
     if mounts is None:
         mounts = _configured(ctx) if every else []
     shown = [status for status in mounts if every or status.state != "unmounted"]
     print_mounts(talk, shown, output)
-
-
-def _talk(ctx: typer.Context, output: Format) -> Console:
-    talk = console(ctx)
-    talk.as_json = output is not Format.TABLE
-    return talk
 
 
 # --- up ------------------------------------------------------------------------------------------------------------
