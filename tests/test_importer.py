@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from amlmount.blobfuse2.table import SECTION_KEYS
 from amlmount.config.documents import parse_document
-from amlmount.config.load import load_config
-from amlmount.config.models import Config
+from amlmount.config.load import config_from, load_config
 from amlmount.config.resolve import resolve_mount
 from amlmount.errors import AmlmountError, ConfigError
 from amlmount.importer import Imported, import_files
@@ -38,7 +37,7 @@ def write(folder: Path, text: str, name: str = "b.yaml", mode: int = 0o600) -> P
 
 def loaded(done: Imported) -> dict[str, Any]:
     """Return the new configuration; that it loads is part of every test."""
-    Config.model_validate(parse_document(done.text, "result").data)
+    config_from(parse_document(done.text, "result").data)
     data = yaml.safe_load(done.text)
     assert isinstance(data, dict)
     return data
@@ -245,6 +244,7 @@ def test_cache_on_the_disk_of_the_system() -> None:
     found = cache_finding("here", "/var/cache/blobfuse2")
     assert found and "disk of the operating system" in found.what
     assert cache_finding("here", "/dev/shm/cache") is None
+    assert cache_finding("here", "~/cache")
 
 
 def test_customer_keys_stay_with_the_mount(tmp_path: Path) -> None:
@@ -261,12 +261,20 @@ def test_mount_all_keeps_both_lists(tmp_path: Path) -> None:
     assert "ignores the denylist" in said
 
 
+def test_several_files_below_one_folder(tmp_path: Path) -> None:
+    one = write(tmp_path, STORE, "one.yaml")
+    two = write(tmp_path, STORE.replace("container: c", "container: d"), "two.yaml")
+    mounts = loaded(import_files([one, two], target="/data/"))["mounts"]
+    assert {name: mount["target"] for name, mount in mounts.items()} == {"c": "/data/c", "d": "/data/d"}
+
+
 def test_several_files_with_the_same_names(tmp_path: Path) -> None:
     one = write(tmp_path, STORE, "one.yaml")
     two = write(tmp_path, STORE.replace("acct", "other"), "two.yaml")
     data = loaded(import_files([one, two, one]))
     assert data["stores"]["c"]["account_name"] == "acct" and data["stores"]["c-2"]["account_name"] == "other"
     assert data["mounts"]["c-2"]["source"] == "c-2" and len(data["mounts"]) == 2
+    assert data["mounts"]["c-2"]["target"] == "/mnt/c-2"
 
 
 FSTAB = """\
@@ -353,7 +361,7 @@ SECTIONS = {
 }
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(st.fixed_dictionaries({}, optional=SECTIONS))
 def test_whatever_stands_in_a_file_it_loads_or_is_a_plain_error(tmp_path: Path, data: dict[str, Any]) -> None:
     known = {"account-name": "acct", "container": "c", "account-key": KEY}

@@ -79,7 +79,6 @@ class Stage:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            umask=0o022,
         )
         self.started.append(process)
         until(lambda: self.is_mounted() or process.poll() is not None)
@@ -125,9 +124,11 @@ def stage(binary: str) -> Iterator[Stage]:
             (made.root / name).mkdir()
         (made.root / "store" / "a.txt").write_text("hello\n")
         os.utime(made.root / "store" / "a.txt", (BLOB_TIME_S, BLOB_TIME_S))
+        before = os.umask(0o022)
         try:
             yield made
         finally:
+            os.umask(before)
             for process in made.started:
                 process.kill()
                 process.wait(DEADLINE_S)
@@ -321,7 +322,6 @@ def scene_given_descriptor(on: Stage) -> dict[str, Any]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        umask=0o022,
     )
     on.started.append(process)
     os.close(descriptor)

@@ -65,6 +65,8 @@ def _word(key: Key, value: str) -> list[Problem]:
 def _path(key: Key, value: object) -> list[Problem]:
     if not isinstance(value, str):
         return _wrong(key, value, "a path")
+    if not value.isprintable():
+        return [Problem(key.path, f"{value!r} has control characters in it")]
     if "$" in value:
         return [
             Problem(key.path, f"{value!r}: blobfuse2 expands $NAME in it, and an unset one vanishes", "write it out")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amlmount.config.documents import parse_document
-from amlmount.config.models import Config
+from amlmount.config.load import config_from
 from amlmount.errors import ConfigError
 from amlmount.importer.finding import Finding
 from amlmount.importer.sources import Draft, read_source
@@ -38,6 +38,8 @@ def import_files(
     """
     vault = Vault(secrets_dir)
     drafts = [read_source(path, vault, target) for path in paths]
+    if target is not None and len(paths) > 1:
+        _set_apart(drafts, target)
     data, renamed = _joined(drafts)
     text = _text(paths, data)
     _check(text)
@@ -46,13 +48,23 @@ def import_files(
     return Imported(text, (*findings, *renamed, *vault.findings), written)
 
 
+def _set_apart(drafts: Sequence[Draft], target: str) -> None:
+    for draft in drafts:
+        for name, mount in draft.mounts.items():
+            if mount["target"] == target:
+                mount["target"] = f"{target.rstrip('/')}/{name}"
+
+
 def _joined(drafts: Sequence[Draft]) -> tuple[dict[str, Any], list[Finding]]:
     data: dict[str, Any] = {"stores": {}, "mounts": {}, "cache": {}}
     findings: list[Finding] = []
     for draft in drafts:
         names = {name: _add(data["stores"], name, store, findings) for name, store in draft.stores.items()}
         for name, mount in draft.mounts.items():
-            _add(data["mounts"], name, _with_stores_renamed(mount, names), findings)
+            renamed = _with_stores_renamed(mount, names)
+            free = _add(data["mounts"], name, renamed, findings)
+            if free != name and renamed["target"].endswith(f"/{name}"):
+                renamed["target"] = f"{renamed['target'].removesuffix(name)}{free}"
         data["cache"] = draft.cache | data["cache"]
     return {section: value for section, value in data.items() if value}, findings
 
@@ -84,15 +96,11 @@ def _text(paths: Sequence[Path], data: Mapping[str, Any]) -> str:
 
 
 def _check(text: str) -> None:
-    """A result that does not load would be a fault of ours: better said here than at the next `up`."""
-    from pydantic import ValidationError
-
+    """A result that does not load is better said here than at the next `up`."""
     try:
-        Config.model_validate(parse_document(text, "the result").data)
-    except ValidationError as exc:
-        first = exc.errors(include_input=False, include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        config_from(parse_document(text, "the result").data)
+    except ConfigError as error:
         raise ConfigError(
-            f"cannot import: the result would not load: {place}: {first['msg']}",
-            hint="the value comes from the file that was imported; correct it there",
+            f"cannot import: the result would not load: {error.message}",
+            hint=f"correct the value in the file that was imported; {error.hint or 'it comes from there'}",
         ) from None

@@ -123,8 +123,8 @@ def _purpose(cache: str, settings: Settings) -> dict[str, Any]:
     by_cache = {"block_cache": "stream", "xload": "epochs"}
     profile = settings.get("(profile)", by_cache.get(cache))
     chosen = {"profile": profile} if profile else {}
-    durability = settings.get("(durability)")
-    return chosen | ({"durability": durability} if durability else {})
+    writes = settings.get("read-only") is not True and cache != "xload"
+    return chosen | ({"durability": "journal"} if writes and "(durability)" in settings else {})
 
 
 def _owner(settings: Settings) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def others_can_read(path: Path) -> bool:
 def cache_finding(where: str, directory: str) -> Finding | None:
     """Return what is wrong with a cache directory; None when it may stay where it is."""
     change = "amlmount chooses a private directory, on the temporary disk if there is one"
+    if not directory.startswith("/"):
+        return Finding(where, f"the cache {directory} depends on who starts blobfuse2, and where", change)
     if os.path.normpath(directory).startswith(tuple(f"{folder}/" for folder in _TEMPORARY)):
         return Finding(where, f"the cache {directory} is in a folder of everybody's, and its files are 0755", change)
     if _disk_of(directory) in (None, _disk_of("/")):
