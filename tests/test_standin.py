@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from amlmount.blobfuse2 import unfinished_download_mode
+from amlmount.config.load import config_from
+from amlmount.config.resolve import DaemonUser, resolve_mount
+from amlmount.render import render_blobfuse2
 from standin.install import Installed, install_standin
 from standin.transcripts import RECORD, SCENES, Stage, play, stage, until
 
@@ -100,3 +103,27 @@ def test_a_failed_upload_is_an_error_of_close_and_gone_after_a_clean_unmount(ins
         assert (on.cache / "lost").exists() and not (installed.containers / "c" / "lost").exists()
         on.unmount("-z")
         assert process.wait(20) == 0 and on.cached() == {}
+
+
+def test_what_we_render_is_served_and_read_only_is(installed: Installed) -> None:
+    """The rendered file, as an engine would use it: a container, umask, the mark; both kinds of ownership bits."""
+    (installed.containers / "c").mkdir()
+    (installed.containers / "c" / "a.txt").write_text("hello\n")
+    with stage(str(installed.binary)) as on:
+        account = {
+            "type": "azure_blob",
+            "account_name": "acct",
+            "container_name": "c",
+            "credentials": {"anonymous": {}},
+        }
+        data = {"stores": {"s": account}, "mounts": {"m": {"target": str(on.target), "source": "s"}}}
+        spec = resolve_mount(config_from(data), "m", DaemonUser(is_system=True, uid=1234, gid=5678))
+        text = render_blobfuse2(spec, secrets=None, cache_dir=str(on.cache), work_dir=str(on.root / "w"), env={})
+        process = on.start(on.config(text))
+        status = (on.target / "a.txt").stat()
+        assert (on.target / "a.txt").read_text() == "hello\n"
+        assert (oct(status.st_mode), status.st_uid, status.st_gid) == ("0o100555", 1234, 5678)
+        with pytest.raises(OSError, match="Read-only file system"):
+            (on.target / "new").write_text("x")
+        on.unmount()
+        assert process.wait(20) == 0
