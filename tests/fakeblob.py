@@ -33,6 +33,7 @@ class Blob:
     modified: str
     metadata: dict[str, str]
     md5: str
+    block_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,19 @@ class FakeBlobService:
                     return fault
         return None
 
-    def put(self, container: str, name: str, data: bytes, metadata: dict[str, str] | None = None) -> Blob:
+    def put(
+        self,
+        container: str,
+        name: str,
+        data: bytes,
+        metadata: dict[str, str] | None = None,
+        block_ids: tuple[str, ...] = (),
+    ) -> Blob:
         """Store a blob (under the lock)."""
         self._versions += 1
         md5 = base64.b64encode(hashlib.md5(data).digest()).decode()
         etag = f"0x8DE{self._versions:012X}"
-        blob = Blob(data, etag, formatdate(usegmt=True), metadata or {}, md5)
+        blob = Blob(data, etag, formatdate(usegmt=True), metadata or {}, md5, block_ids)
         self.containers[container][name] = blob
         return blob
 
@@ -225,14 +233,16 @@ class _Handler(BaseHTTPRequestHandler):
         present = self.fake.containers[container].get(name)
         if refused := _check_conditions(asked, present):
             return refused
+        ids: tuple[str, ...] = ()
         if asked.query.get("comp") == "blocklist":
-            body = b"".join(staged[block.decode()] for block in re.findall(rb"<Uncommitted>([^<]+)<", body))
+            ids = tuple(re.findall("<Uncommitted>([^<]+)<", body.decode()))
+            body = b"".join(staged[block] for block in ids)
         sent = asked.headers.get("content-md5")
         if asked.query.get("comp") != "blocklist" and sent and sent != _md5(body):
             return _error(400, "Md5Mismatch", "The MD5 value does not match.")
         self.fake.blocks.pop((container, name), None)
         metadata = {key[10:]: value for key, value in asked.headers.items() if key.startswith("x-ms-meta-")}
-        blob = self.fake.put(container, name, body, metadata)
+        blob = self.fake.put(container, name, body, metadata, ids)
         return 201, b"", {"ETag": f'"{blob.etag}"', "Last-Modified": blob.modified}
 
     def _existing(self, asked: Asked, blobs: dict[str, Blob], name: str) -> "Answer":
@@ -244,6 +254,9 @@ class _Handler(BaseHTTPRequestHandler):
         if asked.method == "DELETE":
             del blobs[name]
             return 202, b"", {}
+        if asked.query.get("comp") == "blocklist":
+            names = "".join(f"<Block><Name>{block}</Name></Block>" for block in blob.block_ids)
+            return 200, f"<BlockList><CommittedBlocks>{names}</CommittedBlocks></BlockList>".encode(), {}
         headers = {"ETag": f'"{blob.etag}"', "Last-Modified": blob.modified, "x-ms-blob-type": "BlockBlob"}
         headers |= {f"x-ms-meta-{key}": value for key, value in blob.metadata.items()}
         wanted = asked.headers.get("x-ms-range") or asked.headers.get("range")

@@ -17,7 +17,7 @@ from amlmount.errors import (
     PreconditionFailedError,
     ThrottledError,
 )
-from amlmount.stores.azure import open_azure
+from amlmount.stores.azure import open_azure, upload
 from amlmount.stores.azure.store import AzureStore
 from amlmount.stores.azure.timing import Timing
 from fakeblob import Asked, FakeBlobService
@@ -174,6 +174,24 @@ def test_a_conditional_write_that_was_done_unseen_is_not_a_conflict(fake: FakeBl
     etag = store.put("old", b"1").etag
     fake.fail("done_reset", 1, when=lambda asked: asked.method == "PUT")
     assert store.put("old", b"2", if_match=etag) == store.head("old")
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_blob_of_blocks_that_was_made_unseen_is_known_by_its_blocks(
+    fake: FakeBlobService, store: AzureStore, is_ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "MAX_SINGLE_BYTES", 1000)
+    monkeypatch.setattr(upload, "BLOCK_BYTES", 4000)
+    if not is_ours:
+        with fake.lock:
+            fake.put("data", "big", DATA)  # the same bytes by somebody else
+    fake.fail("done_reset", 1, when=lambda asked: asked.query.get("comp") == "blocklist")
+    if is_ours:
+        info = store.put("big", DATA, if_none_match=True)
+        assert info == store.head("big") and store.get("big") == DATA
+    else:
+        with pytest.raises(PreconditionFailedError):
+            store.put("big", DATA, if_none_match=True)
 
 
 def test_but_a_conflict_with_others_is(fake: FakeBlobService, store: AzureStore) -> None:

@@ -104,7 +104,8 @@ class AzureStore:
         """Write in one request up to 8 MiB, beyond that in parallel blocks that one last request makes a blob."""
         check_name(name)
         info, digest = put_blob(self._client(), name, data, conditions(if_match, if_none_match), metadata)
-        self._checksums.remember([info], {name: digest})
+        if digest is not None:
+            self._checksums.remember([info], {name: digest})
         return info
 
     def delete(self, name: str, *, if_match: str | None = None) -> None:
