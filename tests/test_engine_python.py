@@ -12,9 +12,17 @@ from typing import TypeVar
 
 import pytest
 
+from amlmount.engines import select_engine
 from amlmount.engines.base import Running
 from amlmount.engines.python import PythonEngine
-from amlmount.errors import AmlmountError, BusyError, ContainerNotFoundError, MountFailedError, WaitTimeoutError
+from amlmount.errors import (
+    AmlmountError,
+    BusyError,
+    ConfigError,
+    ContainerNotFoundError,
+    MountFailedError,
+    WaitTimeoutError,
+)
 from amlmount.mounts import connection, syscalls
 from amlmount.mounts.fusemount import unmount
 from amlmount.mounts.paths import find_mount
@@ -348,3 +356,24 @@ def no_descriptor_is_lost() -> Iterator[None]:
     before = len(os.listdir("/proc/self/fd"))
     yield
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+AZURE = {"type": "azure_blob", "account_name": "account", "container_name": "data"}
+
+
+def test_the_engine_is_chosen_and_the_reason_said(
+    source: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = spec_of(source, "/nowhere")
+    azure = local.model_copy(update={"sources": (local.sources[0].model_copy(update={"store": AZURE}),)})
+    path = sandbox.make_dir("bin")
+    monkeypatch.setenv("PATH", path)
+    assert select_engine(local)[1] == "blobfuse2 mounts Azure storage only"
+    engine, why = select_engine(azure)
+    assert (engine.name, why) == ("python", "blobfuse2 is not installed")
+    os.symlink("/bin/true", os.path.join(path, "blobfuse2"))
+    assert select_engine(azure)[1] == "blobfuse2 is installed, but not run by this version yet"
+    assert select_engine(azure.model_copy(update={"engine": "python"}))[1] == "asked for by name"
+    for changes, said in (({"engine": "blobfuse2"}, "with blobfuse2"), ({"read_only": False}, "for writing")):
+        with pytest.raises(ConfigError, match=said):
+            select_engine(azure.model_copy(update=changes))
