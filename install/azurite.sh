@@ -1,11 +1,11 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Installs the Azurite emulator that the tests of the Azure store talk to, into .work/azurite (or the folder given).
 # Running it again does nothing. Three heavy parts that blobs never touch (telemetry, SQL drivers) are replaced by an
 # empty package, and no lock file is written, so that no registry's address ends up in a file.
-set -euo pipefail
+set -eu
 
 version=3.35.0
-folder="${1:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.work/azurite}"
+folder="${1:-$(cd "$(dirname "$0")/.." && pwd)/.work/azurite}"
 entry="$folder/node_modules/azurite/dist/src/blob/main.js"
 stamp="$folder/installed-$version"
 
