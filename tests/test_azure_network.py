@@ -91,6 +91,32 @@ def test_an_unknown_authority_is_named_and_a_known_one_trusted_by_both_clients(
         open_azure(tls_fake.definition(), timing=TIMING).head("x")
 
 
+def test_azure_variables_of_the_environment_do_not_leak_into_a_store(
+    plain_fake: FakeBlobService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "AZURE_STORAGE_ACCOUNT_NAME": "other",
+        "AZURE_STORAGE_ACCOUNT_KEY": KEY,
+        "AZURE_STORAGE_SAS_TOKEN": "sv=1&sig=leak",
+        "AZURE_STORAGE_TOKEN": "leak",
+        "AZURE_CONTAINER_NAME": "other",
+        "AZURE_ENDPOINT": "http://127.0.0.1:9",
+        "AZURE_STORAGE_USE_EMULATOR": "true",
+        "AZURE_CLIENT_ID": "leak",
+    }.items():
+        monkeypatch.setenv(name, value)
+    only_fast(monkeypatch)
+    monkeypatch.setenv("OWN_KEY", KEY)
+    logins: list[dict[str, Any]] = [{"anonymous": {}}, {"account_key": {"env": "OWN_KEY"}}]
+    for login in logins:
+        store = open_azure(plain_fake.definition(credentials=login), timing=TIMING)
+        assert store.get("x") == b"12345"
+        store.close()
+    anonymous, signed = plain_fake.asked
+    assert "authorization" not in anonymous.headers and "sig" not in anonymous.query
+    assert signed.headers["authorization"].startswith("SharedKey fakeaccount:")
+
+
 class _Proxy(ThreadingHTTPServer):
     daemon_threads = True
 
