@@ -18,7 +18,7 @@ from benchmarks.pairs import Line
 def lines(folder: Path, trials: int) -> Iterator[Line]:
     """Measure everything, one after the other."""
     container = workload.make_small(folder / "container")
-    yield small_files.listing_line(container, trials)
+    yield from small_files.listing_lines(container, trials)
     yield from small_files.epoch_lines(container, trials)
     yield help_time.help_line(trials)
     yield from footprint.footprint_lines(container)

@@ -115,6 +115,8 @@ def as_user(sandbox: Sandbox) -> Iterator[UserBox]:
     if namespace:
         sandbox.namespaces.add(namespace)
     yield box
+    # While we hold the namespace its number is ours; afterwards the kernel may give it to another run's processes.
+    sandbox.namespaces.discard(namespace or "")
     box.close()
 
 

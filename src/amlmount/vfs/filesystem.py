@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from amlmount.config.spec import Policy
 from amlmount.errors import AmlmountError
 from amlmount.stores.base import HasDiskSpace
+from amlmount.vfs.ahead import ListAhead
 from amlmount.vfs.base import ROOT_NODE_ID, FsStats, Node, WouldBlock
 from amlmount.vfs.errno import Trouble, TroubleLog, as_os_error, errno_of
 from amlmount.vfs.listing import Listing, ListingBuilder
@@ -22,6 +23,7 @@ from amlmount.vfs.nodes import STALE, DirectoryNode, Fetch, FileNode, Numbers, S
 from amlmount.vfs.probe import probe_source
 from amlmount.vfs.tree import Change, Tree, changes_between
 
+LOCAL_AHEAD, REMOTE_AHEAD = 1, 4  # directories: a local listing costs CPU, a remote one a round trip
 UNLIMITED_BYTES = 1 << 50  # 1 PiB, what `df` shows as free where a store has no end
 
 
@@ -48,6 +50,8 @@ class BlobFileSystem:
         whole = next((source for name, source in sources if name is None), None)
         self._root = DirectoryNode(ROOT_NODE_ID, ROOT_NODE_ID, ROOT_NODE_ID, b"", whole, "", self._opened_ns)
         self._tree = Tree(self._root, self._numbers, self._opened_ns)
+        width = LOCAL_AHEAD if all(source.store.is_local for source in self._sources) else REMOTE_AHEAD
+        self._ahead = ListAhead(lambda directory: self._entries(directory, may_wait=True), width)
         if whole is None:
             self._add_children([(name, source) for name, source in sources if name is not None])
 
@@ -84,7 +88,10 @@ class BlobFileSystem:
 
     def list_dir(self, node_id: int, *, may_wait: bool = True) -> Sequence[Node]:
         """See FileSystem.list_dir."""
-        return list(self._children(self._directory(node_id), may_wait).values())
+        directory = self._directory(node_id)
+        entries = list(self._children(directory, may_wait).values())
+        self._ahead.came_to(directory, self._tree.nodes.get(directory.parent_id))
+        return entries
 
     def read(self, node_id: int, offset: int, size_bytes: int, *, may_wait: bool = True) -> bytes | memoryview:
         """See FileSystem.read."""
@@ -146,6 +153,7 @@ class BlobFileSystem:
 
     def close(self) -> None:
         """See FileSystem.close."""
+        self._ahead.close()
         for store in {id(source.store): source.store for source in self._sources}.values():
             store.close()
 

@@ -4,10 +4,12 @@ Nothing here knows of mounts.
 """
 
 import ctypes
+import gc
 import logging
 import os
 import resource
 import signal
+import sys
 
 PR_SET_NAME = 15  # include/uapi/linux/prctl.h
 MAX_LOG_BYTES = 1 << 20
@@ -25,6 +27,16 @@ def settle(name: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.umask(0o077)
     os.chdir("/")
+    _favour_latency()
+
+
+def _favour_latency() -> None:
+    """The thread that reads requests must get the GIL at once from those that list or fetch, and listings make many
+    thousands of objects that no cycle runs through: looking for cycles each 700 of them takes a third of the time."""
+    sys.setswitchinterval(0.0005)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 class BoundedLog(logging.StreamHandler):  # type: ignore[type-arg]
