@@ -12,6 +12,7 @@ from typing import cast
 from amlmount.config.spec import Ownership, Policy
 from amlmount.fuse.attributes import InodePacker
 from amlmount.fuse.directories import Directories
+from amlmount.fuse.handles import BackingFiles, Handles
 from amlmount.fuse.negotiate import Feature, Negotiated
 from amlmount.fuse.protocol import (
     NAME_MAX_BYTES,
@@ -27,7 +28,7 @@ from amlmount.fuse.protocol import (
     Request,
 )
 from amlmount.fuse.session import Reply
-from amlmount.vfs.base import FileSystem
+from amlmount.vfs.base import FileSystem, OpenFiles
 
 _STATFS_BLOCK_BYTES = 4096
 # Answered ENOSYS once, these are never asked again (fs/fuse: no_flush, no_access, no_getxattr, no_lseek, ...).
@@ -80,13 +81,19 @@ Operation = Callable[[Request, bool], Reply]
 class ReadOnlyAdapter:
     """A Handler over a FileSystem, for one connection. Everything a mount may be asked, and EROFS for every change."""
 
-    def __init__(self, fs: FileSystem, policy: Policy, ownership: Ownership) -> None:
+    def __init__(
+        self, fs: FileSystem, policy: Policy, ownership: Ownership, *, backings: BackingFiles | None = None
+    ) -> None:
+        """With `backings`, files that are whole on a local disk are read from there by the kernel, if it can."""
         self._fs = fs
         self._policy = policy
         self._packer = InodePacker(policy, ownership)
         self._directories = Directories(fs, policy, self._packer)
         self._no_open = False
         self._open_reply = OPEN_OUT.pack(0, self._open_flags(), 0)
+        self._backings = backings
+        is_tracking = isinstance(fs, OpenFiles) and fs.tracks_opens
+        self._handles = Handles(cast(OpenFiles, fs), self._open_flags()) if is_tracking else None
         self._operations: dict[int, Operation] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
@@ -96,7 +103,7 @@ class ReadOnlyAdapter:
             Opcode.OPEN: self._open,
             Opcode.READ: self._read,
             Opcode.STATFS: self._statfs,
-            Opcode.RELEASE: lambda request, may_wait: b"",
+            Opcode.RELEASE: self._release,
             Opcode.OPENDIR: self._opendir,
             Opcode.READDIR: self._readdir,
             Opcode.READDIRPLUS: self._readdirplus,
@@ -116,6 +123,8 @@ class ReadOnlyAdapter:
     def begin(self, negotiated: Negotiated) -> None:
         """Learn whether the kernel can do without OPEN; whoever promised it once must keep to it."""
         self._no_open = Feature.NO_OPEN_SUPPORT in negotiated.features
+        if self._handles is not None and Feature.PASSTHROUGH in negotiated.features:
+            self._handles.backings = self._backings
 
     def handle(self, request: Request, *, may_wait: bool) -> Reply:
         """Answer one request; see `session.Handler`."""
@@ -125,10 +134,12 @@ class ReadOnlyAdapter:
         return operation(request, may_wait)
 
     def undelivered(self, request: Request, reply: Reply) -> None:
-        """Take back the references of a LOOKUP or READDIRPLUS whose caller is gone."""
+        """Take back the references of a LOOKUP or READDIRPLUS, or the handle of an OPEN, whose caller is gone."""
         if reply is None:
             return
-        if request.opcode == Opcode.LOOKUP:
+        if request.opcode == Opcode.OPEN and self._handles is not None:
+            self._handles.release(int.from_bytes(reply[:8], "little"))
+        elif request.opcode == Opcode.LOOKUP:
             self._take_back(int.from_bytes(reply[:8], "little"))
         elif request.opcode == Opcode.READDIRPLUS:
             self._directories.take_back(reply)
@@ -173,8 +184,13 @@ class ReadOnlyAdapter:
         flags = cast(OpenIn, request.body).flags
         if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
             raise OSError(errno.EROFS, "read-only mount")
-        self._fs.node(request.node_id)
-        return self._open_reply
+        node = self._fs.node(request.node_id)
+        return self._open_reply if self._handles is None else self._handles.open(node)
+
+    def _release(self, request: Request, may_wait: bool) -> Reply:
+        if self._handles is not None:
+            self._handles.release(cast(ReleaseIn, request.body).fh)
+        return b""
 
     def _read(self, request: Request, may_wait: bool) -> Reply:
         body = cast(ReadIn, request.body)

@@ -92,6 +92,8 @@ def offer_for(policy: Policy, *, minor_cap: int | None = None) -> Offer:
     features = _ALWAYS
     if policy.no_open and not policy.direct_io:
         features |= Feature.NO_OPEN_SUPPORT
+    elif policy.cache_on_disk and not policy.direct_io:
+        features |= Feature.PASSTHROUGH
     if not policy.pinned:
         features |= Feature.AUTO_INVAL_DATA
     if minor_cap is None:
@@ -158,7 +160,7 @@ class Negotiated:
             self.max_pages,
             0,
             high,
-            0,
+            int(Feature.PASSTHROUGH in self.features),  # max_stack_depth: our files lie on no other stacked system
             0,
         )
 

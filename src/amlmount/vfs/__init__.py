@@ -4,12 +4,14 @@
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from amlmount.config.spec import MountSpec, SourceSpec
 from amlmount.errors import ConfigError
 from amlmount.stores import open_store
 from amlmount.stores.base import ObjectStore
+from amlmount.vfs.content import OpenContent, open_reader
 from amlmount.vfs.filesystem import BlobFileSystem
 from amlmount.vfs.globs import Glob
 from amlmount.vfs.names import HiddenReason, encode_segment
@@ -39,7 +41,13 @@ def open_filesystem(
             f"cannot mount {spec.name!r}: {len(names)} sources without a directory name for each",
             hint="several sources need different names; one source may do without",
         )
-    return BlobFileSystem(sources, spec.policy, clock=clock)
+    return BlobFileSystem(sources, spec.policy, clock=clock, open_content=_content_for(spec, opened.values()))
+
+
+def _content_for(spec: MountSpec, stores: Iterable[ObjectStore]) -> OpenContent | None:
+    if all(store.is_local for store in stores):
+        return None
+    return partial(open_reader, spec)
 
 
 def _child_name(source: SourceSpec) -> bytes | None:

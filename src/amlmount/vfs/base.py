@@ -9,9 +9,9 @@ Errors are OSError with the errno the kernel shall see; the translation from sto
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 ROOT_NODE_ID = 1
 
@@ -131,4 +131,33 @@ class FileSystem(Protocol):
 
     def close(self) -> None:
         """Give back stores and threads."""
+        ...
+
+
+@runtime_checkable
+class OpenFiles(Protocol):
+    """A file system that wants to know what is open, and may have a file on disk behind an inode."""
+
+    @property
+    def tracks_opens(self) -> bool:
+        """False if what follows is of no use here: everything is local."""
+        ...
+
+    def opened(self, node: Node) -> None:
+        """A handle of a file was made."""
+        ...
+
+    def released(self, node: Node) -> None:
+        """A handle of a file is gone."""
+        ...
+
+    def whole_file(self, node: Node) -> int | None:
+        """Return a descriptor of a file on a local disk whose bytes are exactly this inode's; the caller closes it."""
+        ...
+
+    def use_page_cache(self, store_page: Callable[[int, bytes | memoryview], object]) -> None:
+        """Take a function that puts the bytes of a whole file into the kernel's page cache: `(node_id, bytes)`.
+
+        It is called only from threads that answer no request (fuse/notify.py says why).
+        """
         ...

@@ -10,12 +10,14 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeGuard
 
 from amlmount.config.spec import Policy
 from amlmount.errors import AmlmountError
 from amlmount.stores.base import HasDiskSpace
 from amlmount.vfs.ahead import ListAhead
 from amlmount.vfs.base import ROOT_NODE_ID, FsStats, Node, WouldBlock
+from amlmount.vfs.content import OpenContent
 from amlmount.vfs.errno import Trouble, TroubleLog, as_os_error, errno_of
 from amlmount.vfs.listing import Listing, ListingBuilder
 from amlmount.vfs.names import MAX_SEGMENT_BYTES, HiddenReason, encode_segment
@@ -37,8 +39,12 @@ class BlobFileSystem:
         *,
         clock: Callable[[], float] = time.monotonic,
         numbers: Numbers | None = None,
+        open_content: OpenContent | None = None,
     ) -> None:
-        """Take sources with the name each appears under; one with None is the root and must be the only one."""
+        """Take sources with the name each appears under; one with None is the root and must be the only one.
+
+        `open_content` makes what reads from stores that are not local; without it every read is a request.
+        """
         self._sources = [source for _, source in sources]
         self._policy = policy
         self._clock = clock
@@ -52,6 +58,7 @@ class BlobFileSystem:
         self._tree = Tree(self._root, self._numbers, self._opened_ns)
         width = LOCAL_AHEAD if all(source.store.is_local for source in self._sources) else REMOTE_AHEAD
         self._ahead = ListAhead(lambda directory: self._entries(directory, may_wait=True), width)
+        self._content = open_content(self._download, self._present_children) if open_content else None
         if whole is None:
             self._add_children([(name, source) for name, source in sources if name is not None])
 
@@ -101,16 +108,30 @@ class BlobFileSystem:
         wanted = min(size_bytes, node.size_bytes - offset)
         if wanted <= 0:
             return b""
+        if self._content is not None and not node.source.store.is_local:
+            return self._content.read(node, offset, wanted, may_wait=may_wait)
         if not may_wait and not node.source.store.is_local:
             raise WouldBlock
+        return self._download(node, offset, wanted)
+
+    def _download(self, node: FileNode, start: int, size_bytes: int) -> bytes | memoryview:
+        """Ask the store for bytes that the blob has; it sends exactly those or this raises OSError."""
+        store = node.source.store
+        get = getattr(store, "get_buffer", store.get)  # without a last copy, where a store has that
         try:
-            data = node.source.store.get(node.blob_name, offset, wanted, if_match=node.etag)
+            data: bytes | memoryview = get(node.blob_name, start, size_bytes, if_match=node.etag)
         except AmlmountError as error:
             raise self._read_failed(node, error) from error
         self._troubles.worked(node.source.name)
-        if len(data) != wanted:
-            raise OSError(errno.EIO, f"cannot read {node.blob_name!r}: the store sent {len(data)} of {wanted} bytes")
+        if len(data) != size_bytes:
+            raise OSError(
+                errno.EIO, f"cannot read {node.blob_name!r}: the store sent {len(data)} of {size_bytes} bytes"
+            )
         return data
+
+    def _present_children(self, node_id: int) -> dict[bytes, Node] | None:
+        node = self._tree.nodes.get(node_id)
+        return node.children if isinstance(node, DirectoryNode) else None
 
     def _read_failed(self, node: FileNode, error: AmlmountError) -> OSError:
         self._troubles.failed(node.source.name, error)
@@ -154,8 +175,36 @@ class BlobFileSystem:
     def close(self) -> None:
         """See FileSystem.close."""
         self._ahead.close()
+        if self._content is not None:
+            self._content.close()
         for store in {id(source.store): source.store for source in self._sources}.values():
             store.close()
+
+    # What reading from the network offers besides; see `vfs.base.OpenFiles`
+
+    @property
+    def tracks_opens(self) -> bool:
+        """See OpenFiles.tracks_opens."""
+        return self._content is not None
+
+    def opened(self, node: Node) -> None:
+        """See OpenFiles.opened."""
+        if self._content is not None and _is_remote(node):
+            self._content.opened(node)
+
+    def released(self, node: Node) -> None:
+        """See OpenFiles.released."""
+        if self._content is not None and _is_remote(node):
+            self._content.released(node)
+
+    def whole_file(self, node: Node) -> int | None:
+        """See OpenFiles.whole_file."""
+        return self._content.whole_file(node) if self._content is not None and _is_remote(node) else None
+
+    def use_page_cache(self, store_page: Callable[[int, bytes | memoryview], object]) -> None:
+        """See OpenFiles.use_page_cache."""
+        if self._content is not None:
+            self._content.use_page_cache(store_page)
 
     # What the owner of the mount asks
 
@@ -289,6 +338,10 @@ class BlobFileSystem:
             node = self._tree.nodes.get(node_id)
             if isinstance(node, DirectoryNode):
                 _mark_stale(node)
+
+
+def _is_remote(node: Node) -> TypeGuard[FileNode]:
+    return isinstance(node, FileNode) and not node.source.store.is_local
 
 
 def _is_fresh(directory: DirectoryNode, oldest: float) -> bool:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from amlmount.config.spec import MountSpec
 from amlmount.errors import AmlmountError, MountFailedError
-from amlmount.vfs.base import FileSystem
+from amlmount.mounts.readahead import widen_read_ahead
+from amlmount.vfs.base import FileSystem, OpenFiles
 from amlmount.worker.channel import Channel
 from amlmount.worker.orders import ERROR, NEGOTIATED, READY, SERVING, START, StartOrder
 from amlmount.worker.process import log_to_stderr, settle
@@ -19,6 +20,7 @@ from amlmount.worker.tie import Tie
 from amlmount.worker.watch import Watch
 
 CLOSE_GRACE_S = 5.0
+KERNEL_READ_AHEAD_BYTES = 2 << 20
 if TYPE_CHECKING:
     from amlmount.fuse.negotiate import Negotiated
 
@@ -72,11 +74,15 @@ class Worker:
 
     def _serve(self, descriptor: int, files: FileSystem) -> None:
         from amlmount.fuse.adapter import ReadOnlyAdapter
+        from amlmount.fuse.handles import BackingFiles
         from amlmount.fuse.negotiate import offer_for
+        from amlmount.fuse.notify import Notifier
         from amlmount.fuse.session import Session
 
-        policy = self._spec.policy
-        handler = ReadOnlyAdapter(files, policy, self._spec.ownership)
+        policy, notifier = self._spec.policy, Notifier(descriptor)
+        if isinstance(files, OpenFiles) and policy.keep_cache and not policy.direct_io:
+            files.use_page_cache(lambda node_id, data: notifier.store(node_id, 0, data))
+        handler = ReadOnlyAdapter(files, policy, self._spec.ownership, backings=BackingFiles(descriptor))
         session = Session(descriptor, handler, offer=offer_for(policy), on_negotiated=self._negotiated)
         log.info("ended: %s", session.run().value)
 
@@ -87,10 +93,11 @@ class Worker:
     def _prove(self) -> None:
         """Ask for the root through the kernel, as a user would; it waits until INIT is answered and accepted."""
         try:
-            os.stat(self._spec.target)
+            about = os.stat(self._spec.target)
         except OSError as error:
             self._tell({"op": ERROR, **_refused(self._spec, error).to_json()})
             return
+        widen_read_ahead(about.st_dev, KERNEL_READ_AHEAD_BYTES)
         log.info("serving %s", self._spec.target)
         self._tell({"op": SERVING})
 
