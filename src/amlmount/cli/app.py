@@ -15,6 +15,7 @@ from amlmount.cli import (
     config_commands,
     daemon_commands,
     doctor_commands,
+    install_commands,
     mount_commands,
     render_commands,
     store_commands,
@@ -82,6 +83,8 @@ app.command()(config_commands.init)
 app.command()(render_commands.render)
 app.command("import")(render_commands.import_)
 app.command()(doctor_commands.doctor)
+app.command()(install_commands.install)
+app.command()(install_commands.uninstall)
 app.add_typer(config_commands.config_app, name="config")
 app.add_typer(store_commands.store_app, name="store")
 
