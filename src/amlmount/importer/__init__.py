@@ -11,8 +11,9 @@ from typing import Any
 from amlmount.config.documents import parse_document
 from amlmount.config.load import config_from
 from amlmount.errors import ConfigError
+from amlmount.importer.draft import Draft
 from amlmount.importer.finding import Finding
-from amlmount.importer.sources import Draft, read_source
+from amlmount.importer.sources import read_source
 from amlmount.importer.vault import Vault
 
 __all__ = ["Finding", "Imported", "import_files"]

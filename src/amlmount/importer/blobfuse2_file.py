@@ -10,11 +10,11 @@ from amlmount.blobfuse2.table import TABLE
 from amlmount.config.documents import Document
 from amlmount.errors import ConfigError
 from amlmount.importer.cleaning import Cleaner
+from amlmount.importer.draft import Draft
 from amlmount.importer.finding import Finding
 from amlmount.importer.naming import store_name
 from amlmount.importer.options import is_mount_all, options_of
 from amlmount.importer.safety import cache_finding, secret_findings
-from amlmount.importer.sources import Draft
 from amlmount.importer.stores import store_of
 from amlmount.importer.vault import Vault
 

@@ -9,10 +9,10 @@ from typing import Any
 from amlmount.config.documents import Document
 from amlmount.config.store_models import UNSUPPORTED_TYPES
 from amlmount.errors import ConfigError
+from amlmount.importer.draft import Draft
 from amlmount.importer.finding import Finding
 from amlmount.importer.naming import store_name
 from amlmount.importer.safety import secret_findings
-from amlmount.importer.sources import Draft
 from amlmount.importer.vault import Vault
 
 _SECRETS = ("account_key", "sas_token", "client_secret", "connection_string")

@@ -11,8 +11,8 @@ from typing import Any
 from amlmount.blobfuse2.table import TABLE
 from amlmount.config.documents import Document, parse_document
 from amlmount.errors import ConfigError
+from amlmount.importer.draft import Draft, read_text
 from amlmount.importer.finding import Finding
-from amlmount.importer.sources import Draft, read_text
 from amlmount.importer.vault import Vault
 
 _LINE = re.compile(r"^\s*[^#\s]\S*\s+/\S*\s+\S+\s+\S+(\s+\d+){0,2}\s*$")
