@@ -126,6 +126,7 @@ def _row(status: "MountStatus") -> tuple[str, ...]:
     down = status.state is MountState.UNMOUNTED
     trouble = status.last_error.message if status.last_error and status.state not in SERVING else None
     again = f" (next try within {max(1, round(status.retry_in_s))} s)" if status.retry_in_s is not None else ""
+    why = "; ".join(filter(None, (status.engine_why, f"cache: {status.cache_note}" if status.cache_note else "")))
     return (
         status.name,
         status.state.value,
@@ -134,7 +135,7 @@ def _row(status: "MountStatus") -> tuple[str, ...]:
         str(status.pid or "-"),
         status.target,
         status.source,
-        trouble + again if trouble else (status.engine_why or "" if not down else ""),
+        trouble + again if trouble else (why if not down else ""),
     )
 
 

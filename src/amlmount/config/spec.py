@@ -70,6 +70,8 @@ class MountSpec(Frozen):
 
     `refresh_interval_s`: a pinned mount looks again this often, None = only when asked. `upload_timeout_s`: how
     long `close()` waits for a store that is down. `blobfuse2`: the user's settings for that engine, as written.
+    `cache_dir`: None = nothing is kept on disk; `cache_max_bytes`: what it may take before the daemon says otherwise.
+    `cache_is_ephemeral`: that disk is emptied when the machine stops. `cache_note`: places passed over, and why.
     """
 
     name: str
@@ -83,6 +85,8 @@ class MountSpec(Frozen):
     allow_other: bool
     cache_dir: str | None = None
     cache_max_bytes: int | None = None
+    cache_is_ephemeral: bool = False
+    cache_note: str = ""
     refresh_interval_s: float | None = None
     durability: Durability = "store"
     upload_timeout_s: float = 300.0

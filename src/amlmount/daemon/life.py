@@ -16,6 +16,7 @@ from typing import Any
 
 import amlmount
 from amlmount.api import ApiServer
+from amlmount.cache import assign_caches
 from amlmount.config.load import config_files, load_config, main_file
 from amlmount.config.locations import Locations
 from amlmount.config.resolve import find_daemon_user, resolve_all
@@ -85,7 +86,8 @@ def _read_specs(options: Options, sudo_uid: int | None, *, needed: bool = True) 
         main = main_file(options.config, system=options.locations.is_system)
         raise ConfigError(f"cannot find a configuration: there is no '{main}'", hint="`amlmount init` writes one")
     user = find_daemon_user(is_system=options.locations.is_system, sudo_uid=sudo_uid)
-    return list(resolve_all(load_config(files), user).values())
+    config = load_config(files)
+    return assign_caches(list(resolve_all(config, user).values()), config.cache, options.locations)
 
 
 def _answers(options: Options) -> bool:

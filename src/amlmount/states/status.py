@@ -46,7 +46,7 @@ class MountStatus:
     """All that is known of one mount. The part above `attempts` is what api and client exchange.
 
     `since` is when `state` was entered (seconds since 1970). `retry_in_s` is set while the next try is waited for.
-    `crash_times_s` and `mounted_at_s` are monotonic.
+    `crash_times_s` and `mounted_at_s` are monotonic. `cache_note` says which places for its cache would not do.
     """
 
     name: str
@@ -67,6 +67,7 @@ class MountStatus:
     attempts: int = 0
     crash_times_s: tuple[float, ...] = ()
     mounted_at_s: float | None = None
+    cache_note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return one object of `ps -o json`."""
@@ -87,6 +88,7 @@ class MountStatus:
             "retry_in_s": None if self.retry_in_s is None else round(self.retry_in_s, 3),
             "wanted": self.wanted,
             "mount_made_target": self.mount_made_target,
+            "cache_note": self.cache_note,
         }
 
     @classmethod
@@ -118,6 +120,7 @@ _WIRE_FIELDS = (
     "restarts",
     "retry_in_s",
     "wanted",
+    "cache_note",
 )
 
 

@@ -299,6 +299,7 @@ def _facts(spec: MountSpec) -> dict[str, Any]:
         "source": spec.description,
         "read_only": spec.read_only,
         "profile": spec.policy.profile,
+        "cache_note": spec.cache_note,
     }
 
 

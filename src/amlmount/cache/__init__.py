@@ -1,0 +1,31 @@
+"""Where caches on disk lie, how much room each has, what is left of mounts that are no more.
+
+What is inside a cache directory is the business of whoever fills it (`docs/cache.md`).
+"""
+
+from amlmount.cache.assign import assign_caches, needs_cache, used_roots
+from amlmount.cache.budget import Demand, allot
+from amlmount.cache.disks import Disks, DiskUsage
+from amlmount.cache.leftovers import CacheInfo, disk_bytes, find_caches, remove_cache, remove_leftovers
+from amlmount.cache.places import make_cache_directory
+from amlmount.cache.root import CacheRoot, budget_bytes, choose_root, is_named_root
+
+__all__ = [
+    "CacheInfo",
+    "CacheRoot",
+    "Demand",
+    "DiskUsage",
+    "Disks",
+    "allot",
+    "assign_caches",
+    "budget_bytes",
+    "choose_root",
+    "disk_bytes",
+    "find_caches",
+    "is_named_root",
+    "make_cache_directory",
+    "needs_cache",
+    "remove_cache",
+    "remove_leftovers",
+    "used_roots",
+]
