@@ -30,7 +30,11 @@ UNLIMITED_BYTES = 1 << 50  # 1 PiB, what `df` shows as free where a store has no
 
 
 class BlobFileSystem:
-    """FileSystem over one source as the root, or over several as directories of a plain root."""
+    """FileSystem over one source as the root, or over several as directories of a plain root.
+
+    `on_change(directory, children_before)` is called, from any thread and with no lock held, after a listing replaced
+    one that the kernel may have been told of. It must not wait.
+    """
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class BlobFileSystem:
         self._lock = threading.Lock()
         self._listed = threading.Condition(self._lock)
         self._troubles = TroubleLog()
+        self.on_change: Callable[[DirectoryNode, dict[bytes, Node]], None] = lambda directory, before: None
         whole = next((source for name, source in sources if name is None), None)
         self._root = DirectoryNode(ROOT_NODE_ID, ROOT_NODE_ID, ROOT_NODE_ID, b"", whole, "", self._opened_ns)
         self._tree = Tree(self._root, self._numbers, self._opened_ns)
@@ -312,6 +317,7 @@ class BlobFileSystem:
 
     def _carry_out(self, fetch: Fetch, directory: DirectoryNode, source: Source) -> None:
         started_at = self._clock()
+        old, was_listed = directory.children, directory.listed_at is not None
         try:
             listing = _list(directory, source)
             children = self._tree.arrange(directory, listing)
@@ -332,6 +338,8 @@ class BlobFileSystem:
                 fetch.done, directory.fetch = True, None
                 self._listed.notify_all()
         self._troubles.worked(source.name)
+        if was_listed and directory.children is not old:
+            self.on_change(directory, old)
 
     def _expire(self, node_id: int) -> None:
         with self._lock:
