@@ -338,7 +338,7 @@ class BlobFileSystem:
                 fetch.done, directory.fetch = True, None
                 self._listed.notify_all()
         self._troubles.worked(source.name)
-        if was_listed and directory.children is not old:
+        if was_listed and is_changed:
             self.on_change(directory, old)
 
     def _expire(self, node_id: int) -> None:
