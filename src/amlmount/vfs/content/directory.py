@@ -109,6 +109,11 @@ class CacheDirectory:
         number = self.packs.pack_of(key)
         return None if number is None else f"{PACK_PREFIX}{number:06d}"
 
+    def kept_bytes(self, key: bytes) -> int:
+        """Return how much of a large blob is there, as far as can be said without opening its file."""
+        known = self._blobs.get(blob_id(key))
+        return known.size_bytes if known else 0
+
     def open_blob(self, key: bytes, name: str, size_bytes: int) -> BlobFile:
         """Open or create the file of a large blob; it may be dropped all the same, unless held. Raises OSError."""
         entry_id = blob_id(key)
