@@ -42,6 +42,7 @@ class ContentReader:
         """`download(node, start, length)` returns exactly those bytes or raises OSError."""
         keys, recent = Keys(identities), RecentPieces(MEMORY_BYTES)
         self.directory = directory
+        self._keys = keys
         self._whole_bytes = max(policy.prefetch_small_bytes, WHOLE_BYTES)
         self._range_workers = Workers(RANGE_WORKERS, "ranges")
         self._prefetch_workers = Workers(PREFETCH_WORKERS, "prefetch")
@@ -89,6 +90,17 @@ class ContentReader:
             return None
         file = self._large.whole_file(node)
         return os.dup(file.fd) if file else None
+
+    def entry_of(self, node: FileNode) -> str | None:
+        """Return the entry of the cache directory that holds a blob, or a part of it."""
+        return self.directory.entry_of(self._keys.of(node)) if self.directory else None
+
+    def is_kept(self, node: FileNode) -> bool:
+        """Say whether a blob is on disk, whole, as far as can be said without reading it."""
+        if self.directory is None:
+            return False
+        key = self._keys.of(node)
+        return key in self.directory.packs or self.directory.kept_bytes(key) >= node.size_bytes > 0
 
     def close(self) -> None:
         """End what goes on in the background, and let another process have the cache directory."""
