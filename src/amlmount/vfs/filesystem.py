@@ -17,7 +17,7 @@ from amlmount.errors import AmlmountError
 from amlmount.stores.base import HasDiskSpace
 from amlmount.vfs.ahead import ListAhead
 from amlmount.vfs.base import ROOT_NODE_ID, FsStats, Node, WouldBlock
-from amlmount.vfs.content import OpenContent
+from amlmount.vfs.content import ContentReader, OpenContent
 from amlmount.vfs.errno import Trouble, TroubleLog, as_os_error, errno_of
 from amlmount.vfs.listing import Listing, ListingBuilder
 from amlmount.vfs.names import MAX_SEGMENT_BYTES, HiddenReason, encode_segment
@@ -212,6 +212,11 @@ class BlobFileSystem:
             self._content.use_page_cache(store_page)
 
     # What the owner of the mount asks
+
+    @property
+    def content(self) -> ContentReader | None:
+        """What reads from stores that are not local, None if all are."""
+        return self._content
 
     def probe(self) -> None:
         """Ask every source for its first entries, so that what is wrong is known before anything is mounted.
