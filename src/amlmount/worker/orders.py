@@ -5,6 +5,8 @@ worker -> starter   ready         the store answers; or error, and the worker en
 starter -> worker   serve         the mount's /dev/fuse descriptor comes with it, unless tied: then it mounts itself
 worker -> starter   negotiated    what INIT is about to agree on, before the kernel gets the answer
 worker -> starter   serving       the kernel has its answer
+starter -> worker   ask           number, what (worker.controls knows the questions), with; at any time once it serves
+worker -> starter   answer        number and result, or error
 starter -> worker   exit          end now, whatever is still open (at any time)
 """
 
@@ -20,6 +22,8 @@ ERROR = "error"
 SERVE = "serve"
 NEGOTIATED = "negotiated"
 SERVING = "serving"
+ASK = "ask"
+ANSWER = "answer"
 EXIT = "exit"
 
 
