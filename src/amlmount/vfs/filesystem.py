@@ -23,6 +23,7 @@ from amlmount.vfs.listing import Listing, ListingBuilder
 from amlmount.vfs.names import MAX_SEGMENT_BYTES, HiddenReason, encode_segment
 from amlmount.vfs.nodes import STALE, DirectoryNode, Fetch, FileNode, Numbers, Source
 from amlmount.vfs.probe import probe_source
+from amlmount.vfs.succession import Journal, Succession, replay
 from amlmount.vfs.tree import Change, Tree, changes_between
 
 LOCAL_AHEAD, REMOTE_AHEAD = 1, 4  # directories: a local listing costs CPU, a remote one a round trip
@@ -61,6 +62,7 @@ class BlobFileSystem:
         whole = next((source for name, source in sources if name is None), None)
         self._root = DirectoryNode(ROOT_NODE_ID, ROOT_NODE_ID, ROOT_NODE_ID, b"", whole, "", self._opened_ns)
         self._tree = Tree(self._root, self._numbers, self._opened_ns)
+        self._succession: Succession | None = None
         width = LOCAL_AHEAD if all(source.store.is_local for source in self._sources) else REMOTE_AHEAD
         self._ahead = ListAhead(lambda directory: self._entries(directory, may_wait=True), width)
         self._content = open_content(self._download, self._present_children) if open_content else None
@@ -226,6 +228,19 @@ class BlobFileSystem:
         for source in self._sources:
             probe_source(source)
 
+    def leave_to(self, journal: Journal) -> None:
+        """Write down, from now on, what a process that takes this one's place must know; the past goes in first."""
+        with self._lock:
+            self._succession = Succession(self._tree, journal)
+
+    def inherit(self, records: Iterable[bytes]) -> None:
+        """Take the place of a file system over the same sources that wrote these records; before anything else.
+
+        Raises what `succession.replay` raises for anything else.
+        """
+        with self._lock:
+            replay(self._tree, self._sources, records)
+
     def refresh(self, path: str | None = None) -> list[Change]:
         """List anew what has been listed (all of it, or `path` and the directory it is in) and return what changed.
 
@@ -327,10 +342,13 @@ class BlobFileSystem:
             listing = _list(directory, source)
             children = self._tree.arrange(directory, listing)
             with self._lock:
+                before = directory.children
                 is_changed = self._tree.install(directory, children, listing.hidden)
                 if is_changed and directory.listed_at is not None:
                     directory.mtime_ns = time.time_ns()
                 directory.listed_at = STALE if fetch.superseded else started_at
+                if self._succession is not None and (is_changed or not before):
+                    self._succession.listed(directory, before)
         except AmlmountError as error:
             fetch.error = error
             self._troubles.failed(source.name, error)

@@ -29,12 +29,18 @@ class Tree:
 
     def __init__(self, root: DirectoryNode, numbers: Numbers, opened_ns: int) -> None:
         self._numbers = numbers
-        self._opened_ns = opened_ns
-        self._root = root
+        self.opened_ns = opened_ns
+        self.root = root
         self.nodes: dict[int, Node] = {root.node_id: root}
         self.file_count = 0
         self.size_bytes = 0
         self.hidden: Counter[HiddenReason] = Counter()
+
+    def set_opened(self, opened_ns: int) -> None:
+        """Let the tree be as old as its predecessor's. Needs the lock."""
+        self.opened_ns = opened_ns
+        for node in (self.root, *self.root.children.values()):
+            node.mtime_ns = opened_ns
 
     def arrange(self, directory: DirectoryNode, listing: Listing) -> dict[bytes, Node]:
         """Return the children a listing gives, in order: the present node where nothing changed, else a new one.
@@ -64,7 +70,7 @@ class Tree:
         if isinstance(known, DirectoryNode):
             return known
         assert parent.source
-        return self._numbers.make_directory(parent, parent.source, name, mtime_ns or self._opened_ns)
+        return self._numbers.make_directory(parent, parent.source, name, mtime_ns or self.opened_ns)
 
     def install(self, directory: DirectoryNode, children: dict[bytes, Node], hidden: Counter[HiddenReason]) -> bool:
         """Make these the children of a directory and tell whether that changes anything. Needs the lock."""
@@ -123,7 +129,7 @@ class Tree:
 
     def is_current(self, node: Node) -> bool:
         """Tell whether a path leads to this node. Needs the lock."""
-        if node is self._root:
+        if node is self.root:
             return True
         parent = self.nodes.get(node.parent_id)
         return isinstance(parent, DirectoryNode) and parent.children.get(node.name) is node
@@ -135,7 +141,7 @@ class Tree:
     def forget(self, node_id: int, nlookup: int) -> None:
         """Take references back and drop the node if that was the last use of it. Needs the lock."""
         node = self.nodes.get(node_id)
-        if node is None or node is self._root:
+        if node is None or node is self.root:
             return
         node.nlookup = max(node.nlookup - nlookup, 0)
         if node.nlookup == 0 and not self.is_current(node):
