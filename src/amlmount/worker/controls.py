@@ -1,0 +1,105 @@
+"""What the starter may ask of a mount that is being served: each question in a thread of its own, answered by its number.
+
+`refresh` (path) and what is asked about the cache (`worker.caching`). A question that fails is answered with an error.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from amlmount.errors import AmlmountError, UsageError, WaitTimeoutError
+from amlmount.fuse.notify import Notifier
+from amlmount.vfs.base import FileSystem
+from amlmount.vfs.filesystem import BlobFileSystem
+from amlmount.vfs.tree import Change
+from amlmount.worker.kernel_news import KernelNews
+from amlmount.worker.orders import ANSWER
+
+MAX_NAMES = 10_000
+KERNEL_PATIENCE_S = 30.0
+log = logging.getLogger(__name__)
+Tell = Callable[[dict[str, object]], None]
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Controls:
+    """Answers questions. `handlers` by the name of what is asked; each may take its time."""
+
+    def __init__(self, tell: Tell, handlers: dict[str, Handler]) -> None:
+        self._tell = tell
+        self._handlers = handlers
+
+    def ask(self, body: dict[str, Any]) -> None:
+        """Begin to answer; returns at once."""
+        threading.Thread(target=self._answer, args=(body,), name="ask", daemon=True).start()
+
+    def _answer(self, body: dict[str, Any]) -> None:
+        number = body.get("number")
+        try:
+            handler = self._handlers.get(str(body.get("what")))
+            if handler is None:
+                raise UsageError(f"cannot answer '{body.get('what')}': this mount does not know the question")
+            self._tell({"op": ANSWER, "number": number, "result": handler(body.get("with", {}))})
+        except AmlmountError as error:
+            self._tell({"op": ANSWER, "number": number, "error": error.to_json()})
+        except Exception as error:
+            log.exception("cannot answer '%s'", body.get("what"))
+            wrapped = AmlmountError(f"cannot answer '{body.get('what')}': {error}", hint="its log has the traceback")
+            self._tell({"op": ANSWER, "number": number, "error": wrapped.to_json()})
+
+
+class Refresher:
+    """The question `refresh`: look at the store again, and have the kernel forget what is no longer so."""
+
+    def __init__(self, files: BlobFileSystem, news: KernelNews) -> None:
+        self._files = files
+        self._news = news
+        # Two at once would each be told a part of what changed.
+        self._lock = threading.Lock()
+
+    def refresh(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Return what changed, once the kernel knows it; names only up to MAX_NAMES. Raises the store's errors."""
+        with self._lock:
+            changes = self._files.refresh(asked.get("path"))
+            if not self._news.settle(KERNEL_PATIENCE_S):
+                raise WaitTimeoutError("cannot have the kernel forget what it knows: it does not get to it")
+        kinds = [_kind(change) for change in changes]
+        names = [[kind, self._path(change)] for kind, change in zip(kinds, changes[:MAX_NAMES], strict=False)]
+        counts = {kind: kinds.count(kind) for kind in ("added", "removed", "changed")}
+        return counts | {"names": names, "more": len(changes) - len(names)}
+
+    def _path(self, change: Change) -> str:
+        parts, node_id, root_id = [change.name], change.parent_id, self._files.root().node_id
+        while node_id != root_id:
+            try:
+                node = self._files.node(node_id)
+            except OSError:
+                break
+            parts.append(node.name)
+            node_id = node.parent_id
+        return b"/".join(reversed(parts)).decode("utf-8", "surrogateescape")
+
+
+def _kind(change: Change) -> str:
+    if change.old_node_id is None:
+        return "added"
+    return "removed" if change.new_node_id is None else "changed"
+
+
+def controls_for(files: FileSystem, notifier: Notifier, tell: Tell) -> Controls:
+    """Return what answers questions about a mount that is being served, and has the kernel told of every change."""
+    if not isinstance(files, BlobFileSystem):
+        return Controls(tell, {})
+    from amlmount.worker.caching import CacheKeeper
+    from amlmount.worker.known_files import KnownFiles
+
+    news = KernelNews(notifier)
+    files.on_change = news.relisted
+    handlers: dict[str, Handler] = {"refresh": Refresher(files, news).refresh}
+    if files.content is not None and files.content.directory is not None:
+        keeper = CacheKeeper(files.content.directory)
+        known = KnownFiles(files, files.content, files.content.directory)
+        handlers |= {"cache": keeper.usage, "cache_clear": keeper.clear}
+        handlers |= {"cache_pin": known.pin, "cache_missing": known.missing}
+    return Controls(tell, handlers)
