@@ -9,24 +9,32 @@ import queue
 import select
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from amlmount.worker.channel import Channel, Message
-from amlmount.worker.orders import EXIT, SERVE
+from amlmount.worker.orders import ASK, EXIT, SERVE
 
 log = logging.getLogger(__name__)
 
 
 class Watch:
-    """Hands the ServeOrder to the main thread and calls `end` when it is time to go.
+    """Hands the ServeOrder to the main thread, questions to `asked`, and calls `end` when it is time to go.
 
     Without a caller to be tied to, a closed channel ends the worker only until it serves: from then on it
     outlives its starter, and the end of the connection is its own.
     """
 
-    def __init__(self, channel: Channel, caller_pidfd: int | None, end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        caller_pidfd: int | None,
+        end: Callable[[], None],
+        asked: Callable[[dict[str, Any]], None],
+    ) -> None:
         self._channel = channel
         self._caller_pidfd = caller_pidfd
         self._end = end
+        self._asked = asked
         self._orders: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._serving = threading.Event()
 
@@ -71,6 +79,8 @@ class Watch:
             return False
         if message.body.get("op") == EXIT:
             self._end()
+        elif message.body.get("op") == ASK:
+            self._asked(message.body)
         elif message.body.get("op") == SERVE:
             self._orders.put(message)
         for descriptor in message.descriptors if message.body.get("op") != SERVE else ():
