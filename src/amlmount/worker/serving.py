@@ -14,6 +14,7 @@ from amlmount.errors import AmlmountError, MountFailedError
 from amlmount.mounts.readahead import widen_read_ahead
 from amlmount.vfs.base import FileSystem, OpenFiles
 from amlmount.worker.channel import Channel
+from amlmount.worker.controls import Controls, controls_for
 from amlmount.worker.orders import ERROR, NEGOTIATED, READY, SERVING, START, StartOrder
 from amlmount.worker.process import log_to_stderr, settle
 from amlmount.worker.tie import Tie
@@ -49,7 +50,9 @@ class Worker:
         self._channel = channel
         self._spec = order.spec
         self._tie = Tie(order.spec, order.tied) if order.tied else None
-        self._watch = Watch(channel, caller_pidfd, self.end)
+        self._watch = Watch(channel, caller_pidfd, self.end, self._ask)
+        self._controls: Controls | None = None
+        self._telling = threading.Lock()  # answers come from threads of their own
         self._files: FileSystem | None = None
 
     def run(self) -> int:
@@ -84,6 +87,7 @@ class Worker:
             files.use_page_cache(lambda node_id, data: notifier.store(node_id, 0, data))
         handler = ReadOnlyAdapter(files, policy, self._spec.ownership, backings=BackingFiles(descriptor))
         session = Session(descriptor, handler, offer=offer_for(policy), on_negotiated=self._negotiated)
+        self._controls = controls_for(files, notifier, self._tell)
         log.info("ended: %s", session.run().value)
 
     def _negotiated(self, negotiated: "Negotiated") -> None:
@@ -101,8 +105,11 @@ class Worker:
         log.info("serving %s", self._spec.target)
         self._tell({"op": SERVING})
 
+    def _ask(self, body: dict[str, object]) -> None:
+        (self._controls or Controls(self._tell, {})).ask(body)
+
     def _tell(self, body: dict[str, object]) -> None:
-        with suppress(OSError):  # the starter may be gone: what follows from that, the watch decides
+        with self._telling, suppress(OSError):  # the starter may be gone: what follows from that, the watch decides
             self._channel.send(body)
 
     def _close(self) -> None:
