@@ -4,6 +4,7 @@ It knows nothing of mounts; `engines.python` does.
 """
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -13,10 +14,10 @@ from contextlib import suppress
 from typing import Any
 
 from amlmount.engines.base import ExitReason
-from amlmount.errors import AmlmountError, from_json
+from amlmount.errors import AmlmountError, WaitTimeoutError, from_json
 from amlmount.run import Process, spawn
 from amlmount.worker.channel import Channel, Message, pair
-from amlmount.worker.orders import ERROR
+from amlmount.worker.orders import ASK, ERROR
 
 TAIL_BYTES = 4096
 KILLED_GRACE_S = 5.0
@@ -31,6 +32,9 @@ class Child:
         self._log_fd = log_fd
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[ExitReason] = self._loop.create_future()
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._listening: asyncio.Task[None] | None = None
         self._loop.add_reader(process.pidfd, self._on_exit)
 
     @classmethod
@@ -75,6 +79,43 @@ class Child:
             raise AmlmountError(f"cannot understand the worker: it says '{message.body.get('op')}', not '{op}'")
         return message
 
+    async def ask(self, what: str, how: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """Return the answer to a question. Raises what the worker answers, WaitTimeoutError, AmlmountError if it is gone.
+
+        Only for a worker that serves: from then on it says nothing but answers.
+        """
+        number, answer = next(self._numbers), self._loop.create_future()
+        self._asked[number] = answer
+        try:
+            await self.tell({"op": ASK, "number": number, "what": what, "with": how})
+            if self._listening is None or self._listening.done():
+                self._listening = self._loop.create_task(self._listen())
+            async with asyncio.timeout(timeout_s):
+                return _result(await answer)
+        except TimeoutError:
+            raise WaitTimeoutError(f"cannot get an answer from the worker within {timeout_s:g} s") from None
+        finally:
+            del self._asked[number]
+            if not self._asked and self._listening is not None:
+                self._listening.cancel()
+
+    async def _listen(self) -> None:
+        """Hand answers to who waits for them; those nobody waits for any more are dropped."""
+        while True:
+            try:
+                message = await self._channel.receive_soon()
+            except OSError:
+                message = None
+            if message is None:
+                break
+            waiting = self._asked.get(message.body.get("number", -1))
+            if waiting is not None and not waiting.done():
+                waiting.set_result(message.body)
+        why = await self._why_gone()
+        for waiting in self._asked.values():
+            if not waiting.done():
+                waiting.set_exception(why)
+
     async def ended(self, timeout_s: float) -> bool:
         """Wait for the end, at most `timeout_s` seconds; say whether it came."""
         await asyncio.wait([self.exited], timeout=max(0.0, timeout_s))
@@ -117,6 +158,13 @@ class Child:
             return AmlmountError("cannot talk to the worker: it closed its socket and goes on")
         reason = self.exited.result()
         return AmlmountError(f"cannot serve the mount: its worker {reason.text}", details={"log": reason.log_tail})
+
+
+def _result(answer: dict[str, Any]) -> dict[str, Any]:
+    if "error" in answer:
+        raise from_json(answer["error"])
+    result: dict[str, Any] = answer["result"]
+    return result
 
 
 def open_log(path: str | None) -> int:
