@@ -9,6 +9,7 @@ import os
 import select
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from amlmount.config.spec import MountSpec
 from amlmount.engines.base import Running
@@ -81,6 +82,13 @@ class PythonEngine:
         if (left := mount_of(running)) is not None:
             await detach(left, lazy=True, timeout_s=timeout_s)
         close_descriptor(running)
+
+    async def ask(self, running: Running, what: str, how: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """See `Askable.ask`."""
+        child = self._children.get(running.pid)
+        if child is None:
+            raise AmlmountError(f"cannot ask '{running.spec.name}': its worker is gone")
+        return await child.ask(what, how, timeout_s=timeout_s)
 
     def leave_all(self) -> None:
         """Let go of all workers without ending them: they serve on when this process ends."""
