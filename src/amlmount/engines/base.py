@@ -6,7 +6,7 @@ descriptor of every mount through `Running.fuse_fd`, so a mount can outlive the 
 
 from asyncio import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from amlmount.config.spec import MountSpec
 
@@ -49,6 +49,15 @@ class Running:
     fuse_fd: int
     mount_id: int
     exited: "Future[ExitReason]"
+
+
+@runtime_checkable
+class Askable(Protocol):
+    """An engine whose mounts answer questions while they are served; `worker.controls` knows which."""
+
+    async def ask(self, running: Running, what: str, how: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """Return the answer. Raises what the mount answers, WaitTimeoutError, AmlmountError if its process is gone."""
+        ...
 
 
 class Engine(Protocol):
