@@ -80,7 +80,7 @@ class Child:
         return message
 
     async def ask(self, what: str, how: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
-        """Return the answer to a question. Raises what the worker answers, WaitTimeoutError, AmlmountError if it is gone.
+        """Return the answer to a question. Raises what the worker answers, WaitTimeoutError, AmlmountError if gone.
 
         Only for a worker that serves: from then on it says nothing but answers.
         """
