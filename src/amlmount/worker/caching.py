@@ -1,4 +1,4 @@
-"""The cache of a mount while it is served: kept within its allowance, least recently used first, and what is asked of it.
+"""The cache of a mount while it is served: kept within its allowance, least recently used first; what is asked of it.
 
 Nothing that is open or pinned is dropped (`CacheDirectory.drop`), and nothing here decides how large the allowance is.
 """

@@ -1,4 +1,4 @@
-"""What the starter may ask of a mount that is being served: each question in a thread of its own, answered by its number.
+"""What the starter may ask of a mount that is being served: each question in a thread of its own, answered by number.
 
 `refresh` (path) and what is asked about the cache (`worker.caching`). A question that fails is answered with an error.
 """
