@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any
 
 from amlmount.config.spec import MountSpec
-from amlmount.engines.base import Engine, ExitReason, Running
+from amlmount.engines.base import Askable, Engine, ExitReason, Running
 from amlmount.errors import AmlmountError
 from amlmount.states import (
+    SERVING,
     Action,
     CancelRetry,
     CancelStart,
@@ -137,6 +138,18 @@ class MountOwner:
         for action in actions:
             self._carry_out(action)
         return self.status
+
+    async def ask(self, what: str, how: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """Return the mount's answer to a question (`worker.controls`). Raises AmlmountError if it cannot be asked."""
+        name, engine, running = self.spec.name, self._engine, self._running
+        if running is None or engine is None or self.status.state not in SERVING:
+            raise AmlmountError(f"cannot ask '{name}': it is not mounted", hint=f"run: amlmount up {name}")
+        if not isinstance(engine, Askable):
+            raise AmlmountError(
+                f"cannot ask '{name}': the {engine.name} engine answers no questions",
+                hint="write 'engine: python' for a mount that is to be refreshed at once",
+            )
+        return await engine.ask(running, what, how, timeout_s=timeout_s)
 
     async def changed(self) -> None:
         """Wait for the next change of `status`."""
