@@ -113,6 +113,19 @@ class Supervisor:
         self._drop_forgotten()
         return Outcome([owner.status for owner in owners], errors)
 
+    async def ask(self, name: str, what: str, how: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """Return a mount's answer to a question (`worker.controls` knows which). Raises NotFoundError, AmlmountError."""
+        [owner] = self._pick([name])
+        return await owner.ask(what, how, timeout_s=timeout_s)
+
+    def mounted(self) -> list[MountSpec]:
+        """Return the specs of the mounts that are being served."""
+        return [owner.spec for owner in self._owners.values() if owner.status.state in SERVING]
+
+    def known(self) -> list[MountSpec]:
+        """Return the specs of all mounts: as mounted, else as configured."""
+        return [owner.spec for owner in self._owners.values()]
+
     async def close(self, *, timeout_s: float) -> None:
         """Take everything down for good: politely first, then lazily, and return within about `timeout_s` seconds."""
         outcome = await self.down(None, lazy=False, timeout_s=timeout_s * 0.6)
