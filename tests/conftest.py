@@ -1,7 +1,7 @@
 """Fixtures every test may use, and the rule every test is under: nothing stays behind, nothing is skipped unseen."""
 
-import fnmatch
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +10,7 @@ import pytest
 
 import sandbox as ground
 from sandbox import Sandbox
+from skips import read_skip_list, summary
 from userbox import UserBox, open_box
 from world import World, make_world
 
@@ -18,14 +19,29 @@ pytest_plugins = ["azurite"]
 HERE = Path(__file__).parent
 SANDBOX = pytest.StashKey[Sandbox]()
 SKIPPED = pytest.StashKey[list[str]]()
+COLLECTED = pytest.StashKey[list[str]]()
+OF_THE_TESTS = ("AMLMOUNT_TEST_", "AMLMOUNT_BLOBFUSE2_", "AMLMOUNT_UPDATE_")
 GRACE_S = float(os.environ.get("AMLMOUNT_TEST_GRACE_S", "3"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Lay the ground of the run before anything else happens (a namespace is entered while there is one thread)."""
     config.addinivalue_line("markers", "root: needs root; as an ordinary user it is skipped, if the list permits")
-    config.stash[SKIPPED] = []
+    config.stash[SKIPPED], config.stash[COLLECTED] = [], []
+    forget_surroundings()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts into the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[SANDBOX] = ground.open_sandbox()
+
+
+def forget_surroundings() -> None:
+    """Forget what the caller's shell tells amlmount (`. .work/quickstart/world`, sudo, `az`) and its output."""
+    for name in list(os.environ):
+        ours = name.startswith("AMLMOUNT_") and not name.startswith(OF_THE_TESTS)
+        if ours or name.startswith(("AZURE_", "SUDO_")) or name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+            del os.environ[name]
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost")))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -51,31 +67,35 @@ def pytest_runtest_makereport(
     return report  # type: ignore[return-value]
 
 
-def permitted_skips() -> list[str]:
-    """Return the patterns of tests/permitted-skips.txt."""
-    lines = (HERE / "permitted-skips.txt").read_text().splitlines()
-    return [pattern for line in lines if (pattern := line.partition("#")[0].strip())]
-
-
-def skips_not_permitted(config: pytest.Config) -> list[str]:
-    """Return the tests that were skipped and are not on the list."""
-    names = [nodeid.partition("[")[0] for nodeid in config.stash[SKIPPED]]
-    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in permitted_skips())]
+def skips_told(config: pytest.Config) -> list[str]:
+    """Hold what was skipped against the list."""
+    skipped, collected = config.stash[SKIPPED], config.stash[COLLECTED]
+    permitted, root = read_skip_list(HERE / "permitted-skips.txt"), os.geteuid() == 0
+    stale = permitted.stale(collected, skipped, root=root) if collected else []
+    return summary(skipped, permitted.refused(skipped, root=root), stale)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A skip that is not on the list fails the run."""
-    if skips_not_permitted(session.config) and session.exitstatus == pytest.ExitCode.OK:
+    """A skip that is not on the list fails the run, and so does a line of the list that has outlived its test."""
+    config = session.config
+    if is_whole(session):
+        config.stash[COLLECTED].extend(item.nodeid for item in session.items)
+    if any(line.startswith("FAILED") for line in skips_told(config)) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def is_whole(session: pytest.Session) -> bool:
+    """Say whether this was a run of everything, to its end."""
+    option = session.config.option
+    chosen = option.keyword or option.markexpr or option.deselect or option.collectonly or getattr(option, "lf", False)
+    everything = session.config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return everything and not chosen and not session.shouldstop and not session.shouldfail
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Count skips against the list."""
-    skipped, bad = config.stash[SKIPPED], skips_not_permitted(config)
-    if skipped:
-        terminalreporter.write_line(f"skipped: {len(skipped)}, of which permitted: {len(skipped) - len(bad)}")
-    for name in bad:
-        terminalreporter.write_line(f"FAILED skip is not in tests/permitted-skips.txt: {name}", red=True)
+    for line in skips_told(config):
+        terminalreporter.write_line(line, red=line.startswith("FAILED"))
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from amlmount.mounts import read_mounts
 from sandbox import PREFIX, Sandbox, start_time
+from skips import read_skip_list
 from userbox import UserBox
 
 HERE = Path(__file__).parent
@@ -24,19 +25,19 @@ def project(sandbox: Sandbox) -> Iterator[Path]:
     path = Path(sandbox.make_dir("p"))
     (path / "conftest.py").symlink_to(HERE / "conftest.py")
     (path / "pytest.ini").write_text(f"[pytest]\npythonpath = {HERE}\n")
-    (path / "permitted-skips.txt").write_text("test_it.py::test_permitted # why\n")
+    (path / "permitted-skips.txt").write_text("[machine]\ntest_it.py::test_permitted # why\n")
     yield path
 
 
-def start(project: Path, code: str) -> "subprocess.Popen[str]":
+def start(project: Path, code: str, *args: str, env: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
     (project / "test_it.py").write_text(textwrap.dedent(code))
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(project), str(project)]
-    env = os.environ | {"AMLMOUNT_TEST_GRACE_S": "0.2"}
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=project, env=env)
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(args or ("--rootdir", ".", "."))]
+    whole = os.environ | {"AMLMOUNT_TEST_GRACE_S": "0.2"} | dict(env or {})
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=project, env=whole)
 
 
-def outcome(project: Path, code: str) -> tuple[int, str]:
-    with start(project, code) as child:
+def outcome(project: Path, code: str, *args: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+    with start(project, code, *args, env=env) as child:
         said, _ = child.communicate(timeout=60)
         return child.returncode, said
 
@@ -134,3 +135,43 @@ def test_mounts_of_the_run_are_private() -> None:
     own, outer = os.readlink("/proc/self/ns/mnt"), os.readlink(f"/proc/{os.getppid()}/ns/mnt")
     assert own != outer
     assert all(entry.peer_group is None for entry in read_mounts())
+
+
+def test_the_list_of_skips_tells_users_from_machines_and_finds_stale_lines(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text(
+        "t.py::needs_root # mounts\nt.py::gone\n[machine]\nt.py::needs_kernel\n[ordinary user]\nt.py::x_*\n"
+    )
+    permitted = read_skip_list(path)
+    collected = ["t.py::needs_root", "t.py::needs_kernel", "t.py::x_1[a]", "t.py::other"]
+    skipped = ["t.py::needs_root", "t.py::needs_kernel"]
+    assert permitted.refused([*skipped, "t.py::x_1[a]"], root=False) == []
+    assert permitted.refused([*skipped, "t.py::other"], root=False) == ["t.py::other"]
+    assert permitted.refused(skipped, root=True) == ["t.py::needs_root"]
+    assert permitted.stale(collected, [], root=True) == ["t.py::gone"]
+    assert permitted.stale(collected, skipped, root=False) == ["t.py::gone", "t.py::x_*"]
+
+
+def test_a_stale_line_fails_a_run_of_everything_and_no_other(project: Path) -> None:
+    code = """
+        import pytest
+        def test_permitted():
+            pytest.skip("x")
+    """
+    with open(project / "permitted-skips.txt", "a") as file:
+        file.write("test_it.py::test_long_gone\n")
+    (project / "pytest.ini").write_text(f"[pytest]\npythonpath = {HERE}\ntestpaths = .\n")
+    returncode, said = outcome(project, code, "--rootdir", str(project))
+    assert returncode == 1 and "that nothing needs: test_it.py::test_long_gone" in said
+    assert outcome(project, code, "-k", "permitted")[0] == 0
+    assert outcome(project, code, str(project / "test_it.py"))[0] == 0
+
+
+def test_the_callers_own_world_is_not_the_tests(project: Path) -> None:
+    code = """
+        import os
+        def test_it():
+            assert not {"AMLMOUNT_CONFIG", "AMLMOUNT_RUNTIME_DIR", "SUDO_UID", "NO_COLOR"} & os.environ.keys()
+    """
+    theirs = {"AMLMOUNT_CONFIG": "/x", "AMLMOUNT_RUNTIME_DIR": "/x", "SUDO_UID": "7", "NO_COLOR": "1"}
+    assert outcome(project, code, env=theirs)[0] == 0
