@@ -13,7 +13,7 @@ LAYERS = [
     {"config"},
     {"secrets", "render", "importer", "cache", "probes", "client", "installer"},
     {"stores"},
-    {"vfs", "transfer"},
+    {"vfs", "transfer", "recovery"},
     {"fuse"},
     {"worker"},
     {"engines"},

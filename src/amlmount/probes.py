@@ -24,6 +24,13 @@ done = libc.statx(-100, os.fsencode(sys.argv[1]), 0x2000, 0x7ff, ctypes.create_s
 os._exit(ctypes.get_errno() if done else 0)
 """
 
+_ASK_DESCRIPTOR = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+done = libc.statx(int(sys.argv[1]), b"", 0x3000, 0x7ff, ctypes.create_string_buffer(256))
+os._exit(ctypes.get_errno() if done else 0)
+"""
+
 _lock = threading.Lock()
 _silent: dict[str, Process] = {}
 
@@ -60,6 +67,18 @@ def probe_mounted(target: str, timeout_s: float) -> ProbeResult:
     code = child.wait(timeout_s)
     if code is None:
         _abandon(entry.mount_point, child)
+        return ProbeResult("hung", f"no answer within {timeout_s:g} s", time.monotonic() - begun)
+    child.close()
+    return _result(code, begun)
+
+
+def probe_detached(mount_fd: int, timeout_s: float) -> ProbeResult:
+    """Ask a mount that is attached nowhere, by its descriptor; as `probe_mounted`. Until INIT it waits for that too."""
+    begun = time.monotonic()
+    child = spawn([sys.executable, "-I", "-S", "-c", _ASK_DESCRIPTOR, str(mount_fd)], cwd="/", pass_fds=[mount_fd])
+    code = child.wait(timeout_s)
+    if code is None:
+        _abandon(f"detached mount {mount_fd}", child)
         return ProbeResult("hung", f"no answer within {timeout_s:g} s", time.monotonic() - begun)
     child.close()
     return _result(code, begun)

@@ -160,13 +160,16 @@ def spawn(
     stderr: int = DEVNULL,
     cwd: str | None = None,
     new_session: bool = True,
+    umask: int = -1,
 ) -> Process:
     """Start `argv` and return at once. Descriptors as in subprocess (an fd or DEVNULL; no pipes of its own).
 
     A descriptor in `pass_fds` keeps its number. `new_session=False` leaves it in our process group (Ctrl-C reaches it).
-    Raises AmlmountError if it cannot be started.
+    `umask` -1 is ours. Raises AmlmountError if it cannot be started.
     """
-    child = _popen(argv, env, pass_fds, cwd, new_session=new_session, stdin=stdin, stdout=stdout, stderr=stderr)
+    child = _popen(
+        argv, env, pass_fds, cwd, new_session=new_session, umask=umask, stdin=stdin, stdout=stdout, stderr=stderr
+    )
     pid = child.pid
     # The handle reaps the child; a Popen with no return code would complain, and poll, when it is collected.
     child.returncode = 0
@@ -199,6 +202,7 @@ def _popen(
     cwd: str | None,
     *,
     new_session: bool = True,
+    umask: int = -1,
     stdin: int,
     stdout: int,
     stderr: int,
@@ -210,6 +214,7 @@ def _popen(
             cwd=cwd,
             pass_fds=tuple(pass_fds),
             start_new_session=new_session,
+            umask=umask,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,

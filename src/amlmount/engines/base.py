@@ -13,10 +13,14 @@ from amlmount.config.spec import MountSpec
 
 @dataclass(frozen=True, slots=True)
 class ExitReason:
-    """How an engine's process ended: `returncode` as in subprocess (negative = signal), and its last words."""
+    """How an engine's process ended: `returncode` as in subprocess (negative = signal), and its last words.
+
+    `out_of_memory`: the kernel killed it (or one beside it in its cgroup) for want of memory.
+    """
 
     returncode: int
     log_tail: str = ""
+    out_of_memory: bool = False
 
     @property
     def text(self) -> str:
@@ -26,6 +30,7 @@ class ExitReason:
         if self.returncode < 0:
             try:
                 what = f"killed by {signal.Signals(-self.returncode).name}"
+                what += " because memory ran out" if self.out_of_memory else ""
             except ValueError:
                 what = f"killed by signal {-self.returncode}"
         else:
@@ -39,7 +44,9 @@ class Running:
     """A mount that is being served. `exited` resolves when the engine's process ends, for whatever reason.
 
     `pid_start_time` is field 22 of /proc/PID/stat (clock ticks since boot): with `pid` it names the process
-    for ever. `mount_id` is the kernel's, as in mountinfo. `fuse_fd` belongs to whoever holds this object.
+    for ever. `mount_id` is the kernel's, as in mountinfo. `fuse_fd` belongs to whoever holds this object, and so does
+    `estate_fd`: what a successor needs besides (-1 where there is none). `negotiated` is what INIT agreed on, which a
+    successor is not told again.
     """
 
     spec: MountSpec
@@ -49,6 +56,8 @@ class Running:
     fuse_fd: int
     mount_id: int
     exited: "Future[ExitReason]"
+    estate_fd: int = -1
+    negotiated: dict[str, int] | None = None
 
 
 @runtime_checkable
@@ -81,4 +90,25 @@ class Engine(Protocol):
 
         Works on a dead or hung engine as well (then by abort and lazy unmount); never blocks on the mount.
         """
+        ...
+
+
+@runtime_checkable
+class TakesOver(Protocol):
+    """An engine whose mounts can outlive its processes: callers wait a moment, and get no error."""
+
+    def can_take_over(self, running: Running) -> bool:
+        """Say whether the mount is still there to be served. Never waits."""
+        ...
+
+    async def take_over(self, running: Running, *, timeout_s: float) -> Running:
+        """Serve the mount of `running`, whose process has ended or hangs (then it is killed), by another one.
+
+        Returns what takes the place of `running`, which has no descriptors any more then. On failure or cancellation
+        an AmlmountError says why, the mount is as it was, and this can be tried again.
+        """
+        ...
+
+    def is_hung(self, running: Running) -> bool:
+        """Say whether requests lie unread since the last time this was asked. Never waits."""
         ...

@@ -100,3 +100,15 @@ class HasDiskSpace(Protocol):
     def disk_space(self) -> tuple[int, int]:
         """Return total and free bytes of the disk. Raises ContainerNotFoundError, NetworkError."""
         ...
+
+
+@runtime_checkable
+class HasContentMd5(Protocol):
+    """A store that keeps the MD5 of what was written in one request."""
+
+    def content_md5(self, name: str, *, if_match: str) -> bytes | None:
+        """Return the 16 bytes that the store keeps for this version of a blob, None if it keeps none for it.
+
+        Raises BlobNotFoundError, PreconditionFailedError for another version.
+        """
+        ...

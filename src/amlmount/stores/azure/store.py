@@ -72,6 +72,14 @@ class AzureStore:
         client = self._client()
         return client.call(request, client.attempted("look at", name), lambda reply: self._info(name, reply))
 
+    def content_md5(self, name: str, *, if_match: str) -> bytes | None:
+        """Ask for the MD5 that the service keeps (Content-MD5 of Get Blob Properties)."""
+        request = Request("HEAD", self._path_to_read(name), headers=conditions(if_match))
+        client = self._client()
+        return client.call(
+            request, client.attempted("look at", name), lambda reply: decode_md5(reply.headers.get("Content-MD5"))
+        )
+
     def get(self, name: str, start: int = 0, length: int | None = None, *, if_match: str | None = None) -> bytes:
         """Read through obstore, and if that fails in any way through our own client, which knows why."""
         return bytes(self.get_buffer(name, start, length, if_match=if_match))

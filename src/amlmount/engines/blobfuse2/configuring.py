@@ -1,0 +1,152 @@
+"""The files of one run: a private directory in memory with the configuration, and the cache on disk, written down.
+
+The configuration's directory holds nothing else: blobfuse2 watches it and reads again at every change in it.
+"""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from amlmount.blobfuse2.validate import normalized
+from amlmount.config.credentials import SecretRef
+from amlmount.config.spec import MountSpec, SourceSpec
+from amlmount.engines.blobfuse2.budget import MIB, Asked, Granted, Machine, grant, look_at_machine
+from amlmount.engines.blobfuse2.places import Places
+from amlmount.recovery import RUNNING, Folder, Instance, find_folders, make_running
+from amlmount.render import render_blobfuse2
+from amlmount.render.choices import choose_cache
+
+_granting = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What one run of blobfuse2 is started with. `mode` is the storage mode of its configuration (`sas`, `key`...)."""
+
+    folder: Folder
+    runtime_dir: str
+    mode: str
+
+    @property
+    def config_path(self) -> str:
+        """Mode 0600, in a directory of its own."""
+        return os.path.join(self.runtime_dir, "config", "blobfuse2.yaml")
+
+    @property
+    def work_dir(self) -> str:
+        """Its HOME and working directory."""
+        return os.path.join(self.runtime_dir, "work")
+
+    def remove_runtime(self) -> None:
+        """Remove configuration and working directory."""
+        shutil.rmtree(self.runtime_dir, ignore_errors=True)
+        with_parent = os.path.dirname(self.runtime_dir)
+        for path in (with_parent, os.path.dirname(with_parent)):
+            try:
+                os.rmdir(path)
+            except OSError:
+                return
+
+
+def prepare(
+    spec: MountSpec, source: SourceSpec, places: Places, look: Callable[[str], Machine] = look_at_machine
+) -> Prepared:
+    """Make the directories of a run and write its configuration. Raises BusyError, ConfigError, AccessDeniedError."""
+    folder, granted = _reserve(spec, source, places, look)
+    prepared = Prepared(folder, os.path.join(places.runtime_base(spec.name), os.path.basename(folder.path)), "")
+    try:
+        for path in (places.log_dir, prepared.runtime_dir, os.path.dirname(prepared.config_path), prepared.work_dir):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        text = render(spec, source, places, prepared, granted)
+        write_config(prepared.config_path, text)
+        return Prepared(folder, prepared.runtime_dir, mode_of(text))
+    except BaseException:
+        prepared.remove_runtime()
+        folder.remove()
+        raise
+
+
+def render(spec: MountSpec, source: SourceSpec, places: Places, prepared: Prepared, granted: Granted) -> str:
+    """Return the configuration, secrets in it."""
+    return render_blobfuse2(
+        spec.model_copy(update={"cache_max_bytes": granted.cache_bytes}),
+        source=source,
+        secrets=_reveal,
+        cache_dir=prepared.folder.data,
+        log_path=places.log_path(spec.name),
+        work_dir=prepared.work_dir,
+        memory_max_bytes=granted.memory_bytes or MIB,
+    )
+
+
+def write_config(path: str, text: str) -> None:
+    """Write it whole or not at all: read while half written it would be taken for an empty one.
+
+    The draft lies outside the watched directory, so that exactly one change is seen.
+    """
+    draft = os.path.join(os.path.dirname(os.path.dirname(path)), "blobfuse2.new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def mode_of(text: str) -> str:
+    """Return the storage mode of a configuration, empty for a local folder."""
+    import yaml
+
+    section = yaml.safe_load(text).get("azstorage") or {}
+    return str(section.get("mode", ""))
+
+
+def _reveal(reference: SecretRef) -> str:
+    from amlmount import secrets
+
+    return secrets.resolve(reference).reveal()
+
+
+def _reserve(
+    spec: MountSpec, source: SourceSpec, places: Places, look: Callable[[str], Machine]
+) -> tuple[Folder, Granted]:
+    base, cache = places.cache_base(spec), choose_cache(spec)
+    machine = look(base)
+    with _granting:  # two mounts that start together must not be promised the same bytes
+        granted = grant(_asked(spec, base, cache), _all_running(places), machine)
+        instance = Instance(
+            mount=spec.name,
+            target=spec.target,
+            store=source.store,
+            path=source.path,
+            read_only=spec.read_only,
+            allow_other=spec.allow_other,
+            cache=cache,
+            cache_bytes=granted.cache_bytes,
+            memory_bytes=granted.memory_bytes,
+        )
+        return make_running(base, instance), granted
+
+
+def _asked(spec: MountSpec, base: str, cache: str) -> Asked:
+    section = normalized(spec.blobfuse2).get(cache)
+    said = section if isinstance(section, dict) else {}
+    disk = said.get("max-size-mb") or said.get("disk-size-mb")
+    memory = said.get("mem-size-mb")
+    blocks = cache in ("block_cache", "xload")
+    return Asked(
+        mount=spec.name,
+        base=base,
+        cache_bytes=int(disk) * MIB if disk else spec.cache_max_bytes,
+        memory_bytes=int(memory) * MIB if memory else None,
+        needs_disk=cache != "block_cache" or spec.policy.cache_on_disk,
+        needs_memory=blocks,
+    )
+
+
+def _all_running(places: Places) -> list[Instance]:
+    roots = (os.path.dirname(places.lasting_base("x")), os.path.dirname(places.passing_base("x")))
+    bases = [os.path.join(root, name) for root in roots if os.path.isdir(root) for name in os.listdir(root)]
+    return [folder.instance for base in bases for folder in find_folders(base, RUNNING)]

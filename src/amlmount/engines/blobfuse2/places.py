@@ -1,0 +1,55 @@
+"""Where the blobfuse2 engine keeps things: configurations with secrets in memory, caches by what they may hold.
+
+A cache that can hold what is nowhere else lies in the state directory, on a lasting disk: the temporary disk of an
+Azure machine is emptied whenever it stops.
+"""
+
+import os
+from dataclasses import dataclass
+
+from amlmount.config.locations import Locations
+from amlmount.config.spec import MountSpec
+from amlmount.recovery import file_name_of
+
+NAME = "blobfuse2"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Directories of one daemon; all are made when needed, mode 0700."""
+
+    runtime_dir: str
+    state_dir: str
+    cache_root: str
+    log_dir: str
+
+    @classmethod
+    def of(cls, locations: Locations, log_dir: str) -> "Places":
+        """Return the places of a daemon."""
+        return cls(str(locations.runtime_dir), str(locations.state_dir), str(locations.cache_root), log_dir)
+
+    def lasting_base(self, mount: str) -> str:
+        """Return where caches of a writable mount are."""
+        return os.path.join(self.state_dir, NAME, file_name_of(mount))
+
+    def passing_base(self, mount: str) -> str:
+        """Return where caches of a read-only mount are."""
+        return os.path.join(self.cache_root, NAME, file_name_of(mount))
+
+    def cache_base(self, spec: MountSpec) -> str:
+        """Return where the cache of `spec` goes."""
+        if not spec.read_only:
+            return self.lasting_base(spec.name)
+        return spec.cache_dir or self.passing_base(spec.name)
+
+    def runtime_base(self, mount: str) -> str:
+        """Return where configurations and working directories of a mount are."""
+        return os.path.join(self.runtime_dir, NAME, file_name_of(mount))
+
+    def log_path(self, mount: str) -> str:
+        """Return blobfuse2's own log; it rotates it."""
+        return os.path.join(self.log_dir, f"{file_name_of(mount)}.log")
+
+    def output_path(self, mount: str) -> str:
+        """Return what blobfuse2 writes to its standard output and error: errors of a start, the stack of a crash."""
+        return os.path.join(self.log_dir, f"{file_name_of(mount)}.out")

@@ -1,0 +1,60 @@
+"""Starting salvages in a process of their own and saying in the log what came of them; what fails is tried again."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from amlmount.engines.offload import in_thread
+from amlmount.errors import AmlmountError
+from amlmount.recovery import Folder
+from amlmount.run import run
+
+log = logging.getLogger(__name__)
+TIMEOUT_S = 24 * 3600.0
+PAUSES_S = (30.0, 60.0, 300.0, 900.0)
+
+
+async def salvage_until_done(folders: Sequence[Folder]) -> None:
+    """Salvage, and again after a pause while something is left that could not be sent."""
+    attempt = 0
+    while not await salvage_once(folders):
+        await asyncio.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
+        attempt += 1
+
+
+async def salvage_once(folders: Sequence[Folder]) -> bool:
+    """Salvage once; False if something should be tried again."""
+    paths = [folder.path for folder in folders if os.path.isdir(folder.path)]
+    if not paths:
+        return True
+    argv = [sys.executable, "-P", "-m", "amlmount.recovery", *paths]
+    try:
+        done = await in_thread(lambda: run(argv, timeout_s=TIMEOUT_S, env=os.environ, cwd="/", check=False))
+    except AmlmountError as error:
+        log.error("%s", error.message)
+        return False
+    for line in done.text.splitlines():
+        _tell(line)
+    if done.returncode not in (0, 1):
+        log.error("the salvage of %s ended with %d: %s", ", ".join(paths), done.returncode, done.last_words)
+    return done.returncode == 0
+
+
+def _tell(line: str) -> None:
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return
+    if "error" in data:
+        log.info("%s: %s", data["folder"], data["error"]["message"])
+        return
+    counts: dict[str, int] = {}
+    for found in data["files"]:
+        counts[found["action"]] = counts.get(found["action"], 0) + 1
+        if found["action"] == "kept":
+            log.warning("%s: %s: %s; kept in %s", data["mount"], found["name"], found["detail"], data["folder"])
+    said = ", ".join(f"{count} {action}" for action, count in sorted(counts.items())) or "nothing was left"
+    log.info("%s: looked through the cache of an earlier run: %s", data["mount"], said)
