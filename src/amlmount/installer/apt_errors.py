@@ -6,9 +6,9 @@ from amlmount.errors import AmlmountError, BusyError, NetworkError
 from amlmount.run import Completed, how_it_ended
 
 _LOCKED = re.compile(
-    r"(?i)could not (?:get lock|open lock file)|is locked by another process|unable to (?:lock|acquire)"
+    r"(?i)could not (?:get lock|open lock file)|(?:is|was) locked by another process|unable to (?:lock|acquire)"
 )
-_HOLDER = re.compile(r"held by process (\d+)(?: \(([^)]+)\))?")
+_HOLDER = re.compile(r"(?:held by process|process with pid) (\d+)(?: \(([^)]+)\))?")
 
 # What is searched for, the kind of error, what it means, what to do.
 _ROWS: tuple[tuple[str, type[AmlmountError], str, str], ...] = (
@@ -25,6 +25,12 @@ _ROWS: tuple[tuple[str, type[AmlmountError], str, str], ...] = (
         "if --repo-url is a mirror with a key of its own, name it with --key FILE; else someone may be in between",
     ),
     (
+        r"does not have a Release file|404 +Not Found",
+        AmlmountError,
+        "the host has no packages for this release at that address",
+        "does --repo-url name the top of the mirror (the folder that holds ubuntu/ and debian/)?",
+    ),
+    (
         r"(?i)temporary failure resolving|could not resolve|could not connect|connection (?:timed out|failed|refused)"
         r"|network is unreachable|unable to connect|failed to fetch|some index files failed to download",
         NetworkError,
@@ -33,7 +39,7 @@ _ROWS: tuple[tuple[str, type[AmlmountError], str, str], ...] = (
         "--repo-url names a mirror, --offline DIR a folder with the packages",
     ),
     (
-        r"unable to locate package|has no installation candidate|Version '[^']*' for '[^']*' was not found",
+        r"(?i)unable to locate package|has no installation candidate|version '[^']*' for '[^']*' was not found",
         AmlmountError,
         "the source does not have this package or version",
         "`apt-cache madison blobfuse2` lists the versions; --repo-url names another source",

@@ -77,7 +77,7 @@ def _installation(machine: Machine, wanted: Wanted, record: Record, release: Rel
         source, source_steps, notes = _source(machine, wanted, release)
         steps += source_steps
     steps += _getting(machine, wanted, names, source)
-    steps += _hold_steps(machine, wanted)
+    steps += _hold_steps(machine, wanted, replaced=True)
     if machine.packages.get("fuse", Package("fuse", "", state="not-installed")).is_installed and "fuse3" in names:
         notes.append("fuse3 replaces the package fuse; what needs fuse keeps working with it")
     return Plan("", steps=tuple(steps), notes=tuple(notes))
@@ -184,7 +184,10 @@ def _getting(machine: Machine, wanted: Wanted, names: list[str], source: AptSour
         files = [_pick(machine.deb_files, name, machine.architecture) for name in names if not name.endswith("-")]
         helpers = [deb for deb in machine.deb_files if deb.package.startswith("libfuse3-")]
         files += [deb for deb in helpers if not machine.installed(deb.package)]
-        chosen = ["--no-download", *dict.fromkeys(deb.path for deb in files)]
+        # No sources at all: what the folder lacks must fail, not be brought from somewhere (and --no-download cannot
+        # be told absolute paths).
+        nowhere = ["-o", "Dir::Etc::sourcelist=/dev/null", "-o", "Dir::Etc::sourceparts=/dev/null"]
+        chosen = [*nowhere, *dict.fromkeys(deb.path for deb in files)]
         return [_install(chosen, f"from {wanted.offline_dir}", wait_s)]
     steps: list[Step] = []
     if "fuse3" in names:
@@ -235,7 +238,8 @@ def _pick(files: tuple[DebFile, ...], name: str, architecture: str) -> DebFile:
     )
 
 
-def _hold_steps(machine: Machine, wanted: Wanted) -> tuple[Step, ...]:
+def _hold_steps(machine: Machine, wanted: Wanted, *, replaced: bool = False) -> tuple[Step, ...]:
+    """Pin and hold the version that is asked for; a package that is `replaced` has lost its hold to apt."""
     if wanted.version is None:
         return ()
     package = wanted.channel.package
@@ -244,7 +248,7 @@ def _hold_steps(machine: Machine, wanted: Wanted) -> tuple[Step, ...]:
     if machine.files.get(paths.PIN) != text:
         steps.append(WriteFile(paths.PIN, text, f"keep {package} at {wanted.version}"))
     found = machine.packages.get(package)
-    if found is None or not found.is_held:
+    if replaced or found is None or not found.is_held:
         undo = ("apt-mark", "unhold", package)
         steps.append(Command(("apt-mark", "hold", package), f"keep {package} at {wanted.version}", undo=undo))
     return tuple(steps)

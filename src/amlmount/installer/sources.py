@@ -66,7 +66,7 @@ def _fields(stanza: str) -> dict[str, str]:
         if line.startswith("#"):
             continue
         if line[:1] in " \t" and key:
-            found[key] += f" {line.strip()}"
+            found[key] = f"{found[key]} {line.strip()}".strip()
         elif ":" in line:
             key, _, value = line.partition(":")
             key = key.strip().lower()

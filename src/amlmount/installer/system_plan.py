@@ -31,7 +31,7 @@ def _fuse_conf(machine: Machine, needs: Needs) -> Plan:
     text = machine.files.get(paths.FUSE_CONF, "")
     if any(line.strip() == "user_allow_other" for line in text.splitlines()):
         return Plan("", (f"user_allow_other is set in {paths.FUSE_CONF}",))
-    commented = re.compile(r"^\s*#\s*user_allow_other\s*$", re.MULTILINE)
+    commented = re.compile(r"^[ \t]*#[ \t]*user_allow_other[ \t]*$", re.MULTILINE)
     changed = commented.sub("user_allow_other", text, count=1)
     if changed == text:
         changed = _with_newline(text) + "user_allow_other\n"
