@@ -58,8 +58,10 @@ class BulkReader:
     def _opened(self) -> "ObstoreAzure":
         authorizer, built = self._authorizer(), self._built
         if built is None or built[0] is not authorizer:
-            with self._lock:
-                built = self._built = (authorizer, self._build(authorizer))
+            with self._lock:  # once for all threads: a client reads all certificates of the system
+                built = self._built
+                if built is None or built[0] is not authorizer:
+                    built = self._built = (authorizer, self._build(authorizer))
         return built[1]
 
     def _build(self, authorizer: Authorizer) -> "ObstoreAzure":
