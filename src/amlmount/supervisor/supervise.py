@@ -114,7 +114,7 @@ class Supervisor:
         return Outcome([owner.status for owner in owners], errors)
 
     async def ask(self, name: str, what: str, how: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
-        """Return a mount's answer to a question (`worker.controls` knows which). Raises NotFoundError, AmlmountError."""
+        """Return a mount's answer to a question (`worker.controls`). Raises NotFoundError, AmlmountError."""
         [owner] = self._pick([name])
         return await owner.ask(what, how, timeout_s=timeout_s)
 
