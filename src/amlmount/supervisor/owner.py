@@ -55,13 +55,15 @@ def read_clock() -> Now:
 class Surroundings:
     """All that an owner needs from outside. `starts` bounds how many mounts are being made at once.
 
-    `lazy_stop_timeout_s`: what is still open that long after a lazy stop gets errors.
+    `lazy_stop_timeout_s`: what is still open that long after a lazy stop gets errors. `prepare_cache` makes the cache
+    directory of a mount that has one; it may block, and what it raises is the mount's failure.
     """
 
     select_engine: Callable[[MountSpec], tuple[Engine, str]]
     host: Host
     records: RecordStore
     on_change: Callable[[MountStatus], None] = lambda _: None
+    prepare_cache: Callable[[MountSpec], None] = lambda _: None
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     now: Callable[[], Now] = read_clock
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
@@ -229,6 +231,7 @@ class MountOwner:
             made = await asyncio.shield(preparing)
             made = self._made if self._made.created else made
             self._around.records.save(self._record(engine, made))
+            await asyncio.to_thread(self._around.prepare_cache, self.spec)
             running = await engine.start(self.spec, timeout_s=self._around.start_timeout_s)
             self._around.records.save(
                 replace(
