@@ -24,6 +24,7 @@ from amlmount.states.machine import (
     Wanted,
     transition,
 )
+from amlmount.states.refreshed import Refreshed
 from amlmount.states.status import (
     COMING,
     SCHEMA_VERSION,
@@ -54,6 +55,7 @@ __all__ = [
     "Now",
     "Outcome",
     "Plan",
+    "Refreshed",
     "RestartPolicy",
     "RetryAfter",
     "RetryDue",
