@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -85,6 +85,21 @@ class DownRequest(_Request):
     lazy: bool = False
 
 
+class RefreshRequest(_Request):
+    """Body of `refresh`: one mount, all of it or what is at and below `path`."""
+
+    name: str
+    path: str | None = None
+
+
+class CacheRequest(_Request):
+    """Body of `cache`: a question of `worker.caching` or `worker.known_files` to one mount."""
+
+    name: str
+    what: Literal["cache", "cache_clear", "cache_pin", "cache_missing"]
+    how: dict[str, Any] = Field(default_factory=dict)
+
+
 def make_app(service: Service) -> web.Application:
     """Return the application that serves `service`."""
     app = web.Application(middlewares=[_errors_as_json], client_max_size=MAX_BODY_BYTES)
@@ -95,6 +110,8 @@ def make_app(service: Service) -> web.Application:
             web.get("/v1/status", _status),
             web.post("/v1/up", _up),
             web.post("/v1/down", _down),
+            web.post("/v1/refresh", _refresh),
+            web.post("/v1/cache", _cache),
             web.post("/v1/shutdown", _shutdown),
         ]
     )
@@ -139,6 +156,22 @@ async def _down(request: web.Request) -> web.StreamResponse:
             lambda progress: service.supervisor.down(
                 body.names, lazy=body.lazy, timeout_s=body.timeout_s, progress=progress
             ),
+        )
+
+
+async def _refresh(request: web.Request) -> web.Response:
+    service, body = request.app[SERVICE], await _read_body(request, RefreshRequest)
+    with service.busy():
+        how = {"path": body.path}
+        answer = await service.supervisor.ask(body.name, "refresh", how, timeout_s=body.timeout_s)
+        return web.json_response(answer)
+
+
+async def _cache(request: web.Request) -> web.Response:
+    service, body = request.app[SERVICE], await _read_body(request, CacheRequest)
+    with service.busy():
+        return web.json_response(
+            await service.supervisor.ask(body.name, body.what, body.how, timeout_s=body.timeout_s)
         )
 
 
