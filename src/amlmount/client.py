@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from amlmount.errors import AmlmountError, DaemonUnreachableError, from_json
-from amlmount.states import MountStatus, Outcome
+from amlmount.states import MountStatus, Outcome, Refreshed
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0
@@ -69,14 +69,26 @@ class DaemonClient:
         body = {"names": names, "lazy": lazy, "timeout_s": timeout_s}
         return self._follow("/v1/down", body, timeout_s + ANSWER_TIMEOUT_S, progress)
 
+    def refresh(self, name: str, path: str | None, *, timeout_s: float) -> Refreshed:
+        """Have a mount look at its store again, all of it or what is at and below `path`; return what changed."""
+        body = {"name": name, "path": path, "timeout_s": timeout_s}
+        return Refreshed.from_json(self._call("POST", "/v1/refresh", body, timeout_s + ANSWER_TIMEOUT_S))
+
+    def ask_cache(self, name: str, what: str, how: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """Return a mount's answer about its cache (`worker.caching`, `worker.known_files`)."""
+        body = {"name": name, "what": what, "how": how, "timeout_s": timeout_s}
+        return self._call("POST", "/v1/cache", body, timeout_s + ANSWER_TIMEOUT_S)
+
     def shut_down(self) -> None:
         """Ask the daemon to take everything down and end; returns at once."""
         self._call("POST", "/v1/shutdown", {})
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        with self._exchange(method, path, body, ANSWER_TIMEOUT_S) as (_, response):
+    def _call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> dict[str, Any]:
+        with self._exchange(method, path, body, timeout_s) as (_, response):
             data: dict[str, Any] = json.loads(response.read())
             return data
 
