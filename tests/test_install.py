@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from world import World
+
 ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.timeout(400)
@@ -47,15 +49,15 @@ def test_templates_and_units_are_in_the_wheel(installed: Path, tmp_path: Path) -
     assert ours and ours <= set(shipped)
 
 
-def test_a_folder_is_mounted_by_it(installed: Path, world: dict[str, str], tmp_path: Path) -> None:
+def test_a_folder_is_mounted_by_it(installed: Path, world: World, tmp_path: Path) -> None:
     container, target = tmp_path / "container", tmp_path / "target"
     container.mkdir()
     (container / "hello.txt").write_text("hello")
-    Path(world["AMLMOUNT_CONFIG"]).write_text(
+    world.write_config(
         f"stores: {{data: {{type: local, path: {container}}}}}\nmounts: {{data: {{target: {target}, source: data}}}}\n"
     )
-    call(installed / "amlmount", "up", cwd=tmp_path, env=world)
+    call(installed / "amlmount", "up", cwd=tmp_path, env=world.env)
     try:
         assert call("cat", target / "hello.txt") == "hello"
     finally:
-        call(installed / "amlmount", "down", cwd=tmp_path, env=world)
+        call(installed / "amlmount", "down", cwd=tmp_path, env=world.env)

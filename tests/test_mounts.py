@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -122,7 +123,7 @@ def test_a_busy_mount_names_its_holders(served: Served, code: str, name: str, wh
         expected = what.format(served.target)
         assert f"(pid {child.pid}, {expected})" in caught.value.message
         assert caught.value.hint is not None and "--lazy" in caught.value.hint
-        command = os.path.basename(os.path.realpath(sys.executable))[:15]
+        command = Path(f"/proc/{child.pid}/comm").read_text().rstrip("\n")
         assert caught.value.details == {"holders": [{"pid": child.pid, "command": command, "what": expected}]}
     mounts.unmount(served.target)
 
