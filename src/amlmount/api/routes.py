@@ -170,9 +170,7 @@ async def _refresh(request: web.Request) -> web.Response:
 async def _cache(request: web.Request) -> web.Response:
     service, body = request.app[SERVICE], await _read_body(request, CacheRequest)
     with service.busy():
-        return web.json_response(
-            await service.supervisor.ask(body.name, body.what, body.how, timeout_s=body.timeout_s)
-        )
+        return web.json_response(await service.supervisor.ask(body.name, body.what, body.how, timeout_s=body.timeout_s))
 
 
 async def _shutdown(request: web.Request) -> web.Response:
