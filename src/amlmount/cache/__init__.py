@@ -3,7 +3,7 @@
 What is inside a cache directory is the business of whoever fills it (`docs/cache.md`).
 """
 
-from amlmount.cache.assign import assign_caches, needs_cache, used_roots
+from amlmount.cache.assign import assign_caches, needs_cache, prepare_cache, used_roots
 from amlmount.cache.budget import Demand, allot
 from amlmount.cache.disks import Disks, DiskUsage
 from amlmount.cache.leftovers import CacheInfo, disk_bytes, find_caches, remove_cache, remove_leftovers
@@ -25,6 +25,7 @@ __all__ = [
     "is_named_root",
     "make_cache_directory",
     "needs_cache",
+    "prepare_cache",
     "remove_cache",
     "remove_leftovers",
     "used_roots",

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from amlmount.cache.disks import Disks
-from amlmount.cache.places import daemon_directory, directory_name
+from amlmount.cache.places import daemon_directory, directory_name, make_cache_directory
 from amlmount.cache.root import CacheRoot, choose_root
 from amlmount.config.locations import Locations
 from amlmount.config.models import CacheConfig
 from amlmount.config.spec import MountSpec
 from amlmount.config.units import Percent
+from amlmount.errors import AmlmountError
 
 ROOTS = "cache-roots.json"
 MAX_ROOTS = 16
@@ -44,7 +45,19 @@ def assign_caches(
     if root.path is None:
         return [spec.model_copy(update={"cache_note": root.note}) if needs_cache(spec) else spec for spec in specs]
     remember_root(places, root.path)
-    return [_with_cache(spec, root, root.path, wanted, places, disks) if needs_cache(spec) else spec for spec in specs]
+    most_bytes = _most_bytes(wanted, sum(needs_cache(spec) for spec in specs))
+    folder = daemon_directory(root.path, places)
+    return [_with_cache(spec, root, folder, most_bytes) if needs_cache(spec) else spec for spec in specs]
+
+
+def prepare_cache(spec: MountSpec) -> None:
+    """Make the cache directory of a mount that has one. What goes wrong is logged: reading works without."""
+    if spec.cache_dir is None:
+        return
+    try:
+        make_cache_directory(spec.cache_dir, spec)
+    except (AmlmountError, OSError) as error:
+        log.warning("%s: cannot prepare its cache: %s", spec.name, error)
 
 
 def used_roots(places: Locations) -> list[str]:
@@ -76,25 +89,20 @@ def _replace(path: Path, roots: Iterable[str]) -> None:
     os.replace(draft, path)
 
 
-def _with_cache(
-    spec: MountSpec, root: CacheRoot, path: str, wanted: CacheConfig, places: Locations, disks: Disks | None
-) -> MountSpec:
-    directory = os.path.join(daemon_directory(path, places), directory_name(spec))
+def _with_cache(spec: MountSpec, root: CacheRoot, folder: str, most_bytes: int | None) -> MountSpec:
     return spec.model_copy(
         update={
-            "cache_dir": directory,
-            "cache_max_bytes": _most_bytes(wanted, path, disks or Disks()),
+            "cache_dir": os.path.join(folder, directory_name(spec)),
+            "cache_max_bytes": most_bytes,
             "cache_is_ephemeral": root.is_ephemeral,
             "cache_note": root.note,
         }
     )
 
 
-def _most_bytes(wanted: CacheConfig, root: str, disks: Disks) -> int | None:
-    """What the configuration allows, whatever is free now, so that it is the same each time it is asked."""
-    if not isinstance(wanted.max_size, Percent):
-        return wanted.max_size
-    try:
-        return wanted.max_size.of(disks.usage(root).total_bytes)
-    except OSError:
-        return None
+def _most_bytes(wanted: CacheConfig, mounts: int) -> int | None:
+    """An equal part of what was written down, for the time before the daemon shares the room out.
+
+    None for a share of the disk: what of it is free differs from one moment to the next, and a spec must not.
+    """
+    return None if isinstance(wanted.max_size, Percent) else wanted.max_size // mounts
