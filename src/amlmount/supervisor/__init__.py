@@ -3,18 +3,22 @@
 The daemon is its only user; engines, kernel and clock are handed in (`Surroundings`), so tests need none of them.
 """
 
+from amlmount.supervisor.caching import CacheKeeper
 from amlmount.supervisor.host import Host, KernelHost
 from amlmount.supervisor.owner import MountOwner, Surroundings
 from amlmount.supervisor.records import MadeTarget, MountRecord, RecordStore
+from amlmount.supervisor.refreshing import RefreshTimer
 from amlmount.supervisor.supervise import Supervisor
 
 __all__ = [
+    "CacheKeeper",
     "Host",
     "KernelHost",
     "MadeTarget",
     "MountOwner",
     "MountRecord",
     "RecordStore",
+    "RefreshTimer",
     "Supervisor",
     "Surroundings",
 ]
