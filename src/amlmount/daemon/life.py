@@ -16,16 +16,17 @@ from typing import Any
 
 import amlmount
 from amlmount.api import ApiServer
-from amlmount.cache import assign_caches
+from amlmount.cache import assign_caches, prepare_cache
 from amlmount.config.load import config_files, load_config, main_file
 from amlmount.config.locations import Locations
+from amlmount.config.models import Config
 from amlmount.config.resolve import find_daemon_user, resolve_all
 from amlmount.config.spec import MountSpec
 from amlmount.daemon import process
 from amlmount.engines import select_engine
 from amlmount.errors import AmlmountError, ConfigError, DaemonUnreachableError
 from amlmount.states import MountStatus, Plan
-from amlmount.supervisor import KernelHost, RecordStore, Supervisor, Surroundings
+from amlmount.supervisor import CacheKeeper, KernelHost, RecordStore, RefreshTimer, Supervisor, Surroundings
 from amlmount.systemd import notify, passed_descriptors
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def main(options: Options) -> None:
     process.let_go_of_everything([*kept, *passed_descriptors()])
     lock = process.DaemonLock(str(options.locations.runtime_dir))
     try:
-        _read_specs(options, None, needed=options.auto)
+        _resolve(options, _read_config(options, needed=options.auto), None)
         if not lock.acquire(patience_s=PREDECESSOR_PATIENCE_S, give_up=lambda: _answers(options)):
             _yield_to_other(options, lock, ready)
             return
@@ -75,19 +76,22 @@ def plan_offline(options: Options, names: Sequence[str] | None) -> list[Plan]:
     """Say what `up` would do if no daemon runs. Raises NotFoundError, ConfigError."""
 
     async def plan() -> list[Plan]:
-        return await _make_supervisor(options, _read_specs(options, None)).plan(names)
+        return await _make_supervisor(options, _resolve(options, _read_config(options), None)).plan(names)
 
     return asyncio.run(plan())
 
 
-def _read_specs(options: Options, sudo_uid: int | None, *, needed: bool = True) -> list[MountSpec]:
+def _read_config(options: Options, *, needed: bool = True) -> Config:
     files = config_files(options.config, system=options.locations.is_system)
     if not files and needed:
         main = main_file(options.config, system=options.locations.is_system)
         raise ConfigError(f"cannot find a configuration: there is no '{main}'", hint="`amlmount init` writes one")
+    return load_config(files)
+
+
+def _resolve(options: Options, config: Config, sudo_uid: int | None) -> list[MountSpec]:
     user = find_daemon_user(is_system=options.locations.is_system, sudo_uid=sudo_uid)
-    config = load_config(files)
-    return assign_caches(list(resolve_all(config, user).values()), config.cache, options.locations)
+    return list(resolve_all(config, user).values())
 
 
 def _answers(options: Options) -> bool:
@@ -108,7 +112,7 @@ def _yield_to_other(options: Options, lock: process.DaemonLock, ready: process.R
 def _make_supervisor(options: Options, specs: list[MountSpec]) -> Supervisor:
     records = RecordStore(os.path.join(options.locations.runtime_dir, "mounts"))
     select = functools.partial(select_engine, log_dir=_log_dir(options))
-    return Supervisor(Surroundings(select, KernelHost(), records), specs)
+    return Supervisor(Surroundings(select, KernelHost(), records, prepare_cache=prepare_cache), specs)
 
 
 def _log_dir(options: Options) -> str:
@@ -121,7 +125,8 @@ class _Daemon:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._sudo_uid = _env_number("SUDO_UID")
-        self.supervisor = _make_supervisor(options, _read_specs(options, self._sudo_uid, needed=False))
+        self._config = _read_config(options, needed=False)
+        self.supervisor = _make_supervisor(options, self._specs(self._config))
         self._server = ApiServer(self, str(options.locations.socket))
         self._requests = 0
         self._ending = asyncio.Event()
@@ -136,6 +141,10 @@ class _Daemon:
             undo.push_async_callback(self._server.close)
             await self._server.open()
             undo.push_async_callback(self.supervisor.close, timeout_s=CLOSE_TIMEOUT_S)
+            keeper = CacheKeeper(self.supervisor, lambda: self._config.cache)
+            for watcher in (RefreshTimer(self.supervisor), keeper):
+                self.supervisor.listen(watcher.on_change)
+                undo.callback(watcher.close)
             self.supervisor.listen(self._on_change)
             self._check_idle_after(IDLE_AT_START_S)
             log.info("ready: amlmount %s, pid %d, socket %s", amlmount.__version__, os.getpid(), self._socket)
@@ -167,7 +176,9 @@ class _Daemon:
     def refresh(self, sudo_uid: int | None) -> None:
         """See Service."""
         self._sudo_uid = sudo_uid if sudo_uid is not None else self._sudo_uid
-        self.supervisor.update(_read_specs(self._options, self._sudo_uid))
+        config = _read_config(self._options)
+        self.supervisor.update(self._specs(config))
+        self._config = config
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
@@ -190,6 +201,10 @@ class _Daemon:
         self._ending.set()
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _specs(self, config: Config) -> list[MountSpec]:
+        specs = _resolve(self._options, config, self._sudo_uid)
+        return assign_caches(specs, config.cache, self._options.locations)
 
     @property
     def _socket(self) -> str:
