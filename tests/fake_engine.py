@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -105,11 +106,19 @@ class FakeEngine:
 
 @dataclass
 class FakeHost:
-    """Remembers what was made and removed; a target in `refused` cannot be prepared."""
+    """Remembers what was made and removed; a target in `refused` cannot be prepared, one in `mounted` not removed.
+
+    A leftover is `mounted` until `end_leftover` returns, which it does not before `may_end` is set.
+    """
 
     present: set[str] = field(default_factory=set)
     refused: dict[str, AmlmountError] = field(default_factory=dict)
     ended: list[MountRecord] = field(default_factory=list)
+    mounted: set[str] = field(default_factory=set)
+    may_end: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.may_end.set()
 
     def prepare_target(self, target: str) -> MadeTarget:
         if target in self.refused:
@@ -125,10 +134,12 @@ class FakeHost:
         return () if target in self.present else (target,)
 
     def remove_target(self, made: MadeTarget) -> None:
-        self.present.difference_update(made.created)
+        self.present.difference_update(set(made.created) - self.mounted)
 
     def end_leftover(self, record: MountRecord) -> None:
         self.ended.append(record)
+        assert self.may_end.wait(5)
+        self.mounted.discard(record.target)
 
 
 @dataclass

@@ -146,7 +146,8 @@ def test_a_walked_away_up_is_undone_but_what_is_done_stays(play: Play) -> None:
         await up(world, "a")
         world.engine.gate.clear()
         call = asyncio.create_task(up(world))
-        await world.until(b="mounting")
+        while "start b" not in world.engine.log:
+            await asyncio.sleep(0.001)
         call.cancel()
         await world.until(a="mounted", b="unmounted")
         assert "undo b" in world.engine.log and world.host.present == {"/fake/a"}
@@ -306,6 +307,24 @@ def test_leftovers_of_a_killed_daemon_are_ended_and_mounted_again(play: Play) ->
         assert world.states()["b"] == "unmounted"
         assert world.supervisor.status(["a"])[0].mount_made_target, "what the dead daemon made, we take away"
         assert world.host.present == {"/fake/a"}
+
+    play(scenario)
+
+
+def test_down_while_a_leftover_is_being_cleared_away_takes_its_directory_too(play: Play) -> None:
+    async def scenario(world: FakeWorld) -> None:
+        world.records.save(left("a"))
+        world.host.present.add("/fake/a")
+        world.host.mounted.add("/fake/a")
+        world.host.may_end.clear()
+        world.supervisor.recover()
+        while not world.host.ended:
+            await asyncio.sleep(0.001)
+        going = asyncio.create_task(down(world))
+        await asyncio.sleep(0.02)
+        world.host.may_end.set()
+        assert await going == {}
+        assert world.host.present == set()
 
     play(scenario)
 

@@ -321,5 +321,9 @@ def _facts(spec: MountSpec) -> dict[str, Any]:
 
 async def _after(previous: "asyncio.Task[None] | None", work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     if previous is not None and not previous.done():
-        await asyncio.wait({previous})
+        try:
+            await asyncio.wait({previous})
+        except asyncio.CancelledError:
+            await asyncio.wait({previous})  # whoever waits for us must not begin before what we wait for has ended
+            raise
     await work()
