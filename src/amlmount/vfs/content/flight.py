@@ -21,6 +21,10 @@ class Flight:
         self._error: BaseException | None = None
         self.waiters = 0
 
+    def landed(self) -> Buffer | None:
+        """Return the bytes if they are there; never waits."""
+        return None if self._closed.locked() or self._error is not None else self._data
+
     def land(self, data: Buffer) -> None:
         """Hand the bytes to all who wait."""
         self._data = data

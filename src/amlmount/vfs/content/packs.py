@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from amlmount.vfs.content.checksum import Buffer, record_sum
@@ -19,6 +19,7 @@ from amlmount.vfs.content.keys import KEY_BYTES
 
 PACK_BYTES = 64 << 20
 MAX_RECORD_BYTES = 16 << 20
+MAX_AT_ONCE = 256  # two parts each, and writev takes 1,024
 RECORD = struct.Struct(f"<{KEY_BYTES}sII")  # key, length, sum of the bytes that follow
 INDEX = struct.Struct(f"<{KEY_BYTES}sIII")  # key, offset of the record, length of its bytes, crc32 of these 24 bytes
 _INDEXED = INDEX.size - 4
@@ -77,25 +78,35 @@ class Packs:
             self._where.pop(key, None)
         return data
 
-    def put(self, key: bytes, data: Buffer) -> None:
-        """Keep a blob; one that is there already is left alone. Raises OSError when there is no room."""
-        size = RECORD.size + len(data)
-        if key in self._where or len(data) > MAX_RECORD_BYTES:
-            return
-        self._grow(size + INDEX.size)
-        head = RECORD.pack(key, len(data), record_sum(data))
+    def put(self, blobs: Sequence[tuple[bytes, Buffer]]) -> None:
+        """Keep blobs, by key; those that are there already are left alone. Raises OSError when there is no room."""
+        new = [(key, data) for key, data in blobs if key not in self._where and len(data) <= MAX_RECORD_BYTES]
+        for begin in range(0, len(new), MAX_AT_ONCE):
+            self._append(new[begin : begin + MAX_AT_ONCE])
+
+    def _append(self, blobs: Sequence[tuple[bytes, Buffer]]) -> None:
+        size = sum([RECORD.size + len(data) for _, data in blobs])
+        self._grow(size + len(blobs) * INDEX.size)
         with self._lock:
             pack = self._current
             if pack is None or pack.end + size > PACK_BYTES:
                 pack = self._begin()
             offset = pack.end
             pack.end += size
-        pack.file.write(offset, head, data)
-        entry = INDEX.pack(key, offset, len(data), 0)[:_INDEXED]
+        parts: list[Buffer] = []
+        places: list[tuple[bytes, int]] = []
+        entries = bytearray()
+        for key, data in blobs:
+            parts += (RECORD.pack(key, len(data), record_sum(data)), data)
+            entry = INDEX.pack(key, offset, len(data), 0)[:_INDEXED]
+            entries += entry + zlib.crc32(entry).to_bytes(4, "little")
+            places.append((key, pack.number << 64 | offset << 32 | len(data)))
+            offset += RECORD.size + len(data)
+        pack.file.write(offset - size, *parts)
         with self._lock:
-            pack.index.write(pack.index_end, entry, zlib.crc32(entry).to_bytes(4, "little"))
-            pack.index_end += INDEX.size
-            self._where[key] = pack.number << 64 | offset << 32 | len(data)
+            pack.index.write(pack.index_end, bytes(entries))
+            pack.index_end += len(entries)
+            self._where.update(places)
 
     def packs(self) -> list[Pack]:
         """Return all packs, oldest first."""

@@ -6,16 +6,16 @@ not tell; therefore one file in every quarter of the budget is left out of the p
 """
 
 import bisect
-import logging
-import threading
+import queue
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from amlmount.vfs.base import Node, NodeKind
 from amlmount.vfs.content.checksum import Buffer
-from amlmount.vfs.content.small import SmallBlobs
+from amlmount.vfs.content.small import Boarded, SmallBlobs
 from amlmount.vfs.content.workers import Workers
 from amlmount.vfs.nodes import FileNode
 
@@ -23,8 +23,9 @@ FIRST_FILES = 64
 IDLE_S = 10.0  # without any read that long, what was begun is not gone on with
 MAX_DIRECTORIES = 256
 MAX_FAILURES = 8
+MAX_AT_ONCE = 64
+SPARE = 16
 Children = dict[bytes, Node]
-log = logging.getLogger(__name__)
 
 
 class _Ahead:
@@ -80,7 +81,11 @@ class Limits:
 
 
 class Prefetcher:
-    """Fetches ahead in `workers`, and hands what nobody waits for to `store_page`."""
+    """Fetches ahead in `workers`, and hands what nobody waits for to `store_page`.
+
+    One thread conducts: it alone decides what comes next, writes what arrived, and fills the page cache. The workers
+    do nothing but ask the store, so there are hardly any locks to contend for. It goes when it has nothing to do.
+    """
 
     def __init__(
         self, blobs: SmallBlobs, children_of: Callable[[int], Children | None], limits: Limits, workers: Workers
@@ -90,11 +95,12 @@ class Prefetcher:
         self._children_of = children_of
         self._limits = limits
         self._workers = workers
-        self._lock = threading.Lock()
-        self._touches: deque[tuple[FileNode, bool]] = deque()
+        self._conductor = Workers(1, "conductor")
+        self._inbox: queue.SimpleQueue[Boarded | tuple[FileNode, bool] | None] = queue.SimpleQueue()
+        self._is_conducting = False
         self._directories: OrderedDict[int, _Ahead] = OrderedDict()
         self._active: deque[_Ahead] = deque()
-        self._running = 0
+        self._on_the_way = 0
         self._failures = 0
         self._since_mark_bytes = 0
         self._last_read_s = 0.0
@@ -104,51 +110,58 @@ class Prefetcher:
         """Take in a read; costs the reader next to nothing."""
         if not self._limits.budget_bytes or node.size_bytes > self._limits.max_file_bytes:
             return
-        self._touches.append((node, is_missing))
+        self._inbox.put((node, is_missing))
+        self._call_conductor()
+
+    def close(self) -> None:
+        """Begin nothing new."""
+        self._limits = Limits(0, 0)
+        self._conductor.close()
+        self._inbox.put(None)
+
+    def _conduct(self) -> None:
+        try:
+            while self._limits.budget_bytes and (self._on_the_way or not self._inbox.empty()):
+                arrived = self._take_in()
+                self._send_out()
+                self._blobs.keep(arrived)
+                self._fill_pages(arrived)
+        finally:
+            self._is_conducting = False
+        if not self._inbox.empty():  # a read came between our last look and our leaving
+            self._call_conductor()
+
+    def _call_conductor(self) -> None:
+        if not self._is_conducting:
+            self._is_conducting = True
+            self._conductor.submit(self._conduct)
+
+    def _take_in(self) -> list[Boarded]:
+        """Wait for something to come, and take what else is there."""
+        arrived: list[Boarded] = []
+        message = self._inbox.get()
+        while message is not None:
+            if isinstance(message, Boarded):
+                arrived.append(message)
+                self._on_the_way -= 1
+            else:
+                self._reached(*message)
+            if len(arrived) >= MAX_AT_ONCE or self._inbox.empty():
+                break
+            message = self._inbox.get()
+        return arrived
+
+    def _reached(self, node: FileNode, is_missing: bool) -> None:
         self._last_read_s = time.monotonic()
-        if self._running < self._workers.size:
-            self._start(1 if self._running else 2)
-
-    def _start(self, count: int) -> None:
-        for _ in range(count):
-            with self._lock:
-                if self._running >= self._workers.size:
-                    return
-                self._running += 1
-            if not self._workers.submit(self._run):
-                with self._lock:
-                    self._running -= 1
-                return
-
-    def _run(self) -> None:
-        """Fetch one file after the other until there is none; grow the number of those who do while there is."""
-        while True:
-            with self._lock:
-                self._take_in()
-                node = self._next()
-                is_more = node is not None and bool(self._active) and self._running < self._workers.size
-                if node is None:
-                    self._running -= 1
-            if node is None:
-                if self._touches:  # came between our look and our leaving
-                    self._start(1)
-                return
-            if is_more:
-                self._start(2)
-            self._bring(node)
-
-    def _take_in(self) -> None:
-        while self._touches:
-            node, is_missing = self._touches.popleft()
-            ahead = self._directory(node.parent_id)
-            if ahead is None:
-                continue
-            ahead.reached(node, is_missing, self._limits.budget_bytes)
-            if is_missing or ahead not in self._active:
-                if ahead in self._active:
-                    self._active.remove(ahead)
-                self._active.appendleft(ahead)
-            self._failures = 0
+        self._failures = 0
+        ahead = self._directory(node.parent_id)
+        if ahead is None:
+            return
+        ahead.reached(node, is_missing, self._limits.budget_bytes)
+        if is_missing or ahead not in self._active:
+            if ahead in self._active:
+                self._active.remove(ahead)
+            self._active.appendleft(ahead)
 
     def _directory(self, node_id: int) -> _Ahead | None:
         children = self._children_of(node_id)
@@ -160,33 +173,36 @@ class Prefetcher:
             self._directories.popitem(last=False)
         return ahead
 
-    def _next(self) -> FileNode | None:
+    def _send_out(self) -> None:
+        """Have as many on the way as there are workers, and a few more so that none waits for us."""
         if self._failures >= MAX_FAILURES or time.monotonic() - self._last_read_s > IDLE_S:
             self._active.clear()
-        while self._active:
+        while self._active and self._on_the_way < self._workers.size + SPARE:
             node = self._active[0].next()
-            if node is not None:
-                return node
-            self._active.popleft()
-        return None
+            if node is None:
+                self._active.popleft()
+            elif (boarded := self._blobs.board(node)) is not None:
+                self._on_the_way += 1
+                self._workers.submit(partial(self._carry, boarded))
 
-    def _bring(self, node: FileNode) -> None:
+    def _carry(self, boarded: Boarded) -> None:
         try:
-            if self._blobs.is_held(node):
-                return
-            data = self._blobs.bring(node)
-        except OSError as error:
-            self._failures += 1
-            log.debug("cannot fetch %r ahead: %s", node.blob_name, error)
-            return
-        if data is not None and self.store_page is not None and not self._is_mark(node):
-            self.store_page(node.node_id, data)
+            self._blobs.carry(boarded)
+        finally:
+            self._inbox.put(boarded)
+
+    def _fill_pages(self, arrived: list[Boarded]) -> None:
+        for one in arrived:
+            data = one.flight.landed()
+            if data is None:
+                self._failures += 1
+            elif self.store_page is not None and not one.flight.waiters and not self._is_mark(one.node):
+                self.store_page(one.node.node_id, data)
 
     def _is_mark(self, node: FileNode) -> bool:
         """Tell whether this is a file whose reader we want to hear of."""
-        with self._lock:
-            self._since_mark_bytes += node.size_bytes
-            if self._since_mark_bytes < self._limits.budget_bytes // 4:
-                return False
-            self._since_mark_bytes = 0
-            return True
+        self._since_mark_bytes += node.size_bytes
+        if self._since_mark_bytes < self._limits.budget_bytes // 4:
+            return False
+        self._since_mark_bytes = 0
+        return True

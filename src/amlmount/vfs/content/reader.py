@@ -22,7 +22,7 @@ from amlmount.vfs.nodes import FileNode
 
 MEMORY_BYTES = 128 << 20
 RANGE_WORKERS = 16
-PREFETCH_WORKERS = 64
+PREFETCH_WORKERS = 96
 WHOLE_BYTES = 64 << 10  # blobs up to this are fetched whole, prefetch or not: one request is one request
 OpenContent = Callable[[Download, Callable[[int], Children | None]], "ContentReader"]
 log = logging.getLogger(__name__)
@@ -104,6 +104,7 @@ class ContentReader:
 
     def close(self) -> None:
         """End what goes on in the background, and let another process have the cache directory."""
+        self._prefetcher.close()
         self._range_workers.close()
         self._prefetch_workers.close()
         if self.directory is not None:

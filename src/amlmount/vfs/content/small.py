@@ -1,7 +1,8 @@
 """Small blobs: fetched whole, by one request however many ask, and kept in packs, else in memory."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from amlmount.vfs.base import WouldBlock
 from amlmount.vfs.content.checksum import Buffer
@@ -38,51 +39,58 @@ class SmallBlobs:
     def read(self, node: FileNode, offset: int, size_bytes: int, *, may_wait: bool) -> memoryview:
         """Return bytes within the blob. Raises WouldBlock, and what the download raises."""
         key = self._keys.of(node)
-        data = self._held(key)
-        self.reached(node, data is None and key not in self._flights)
+        flight = self._flights.get(key)
+        data = flight.landed() if flight else self._held(key)
+        self.reached(node, data is None and flight is None)
         if data is None:
             if not may_wait:
                 raise WouldBlock
             data = self._wait_for(node, key)
+        elif flight:
+            flight.waiters += 1
         return memoryview(data)[offset : offset + size_bytes]
 
-    def is_held(self, node: FileNode) -> bool:
-        """Tell whether a blob is there, or on its way."""
+    def board(self, node: FileNode) -> "Boarded | None":
+        """Announce that a blob will be fetched ahead; None if it is there or on its way already."""
         key = self._keys.of(node)
-        return key in self._flights or (self._packs is not None and key in self._packs) or (key, 0) in self._recent
-
-    def bring(self, node: FileNode) -> Buffer | None:
-        """Fetch a blob ahead of its readers; None if somebody already does, or waits for this one by now.
-
-        Only what nobody waits for may be put into the kernel's page cache. Raises what the download raises.
-        """
-        key = self._keys.of(node)
+        if (self._packs is not None and key in self._packs) or (key, 0) in self._recent:
+            return None
         with self._lock:
             if key in self._flights:
                 return None
             flight = self._flights[key] = Flight()
-        data = self._held(key)
-        if data is None:
-            data = self._fly(node, key, flight)
-        else:
-            self._land(key, flight, data)
-        return None if flight.waiters else data
+        return Boarded(node, key, flight)
+
+    def carry(self, boarded: "Boarded") -> None:
+        """Fetch what was announced, and hand it to those who wait for it by now; an error goes to them alone."""
+        try:
+            boarded.flight.land(self._download(boarded.node, 0, boarded.node.size_bytes))
+        except BaseException as error:
+            boarded.flight.fail(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def keep(self, arrived: "Sequence[Boarded]") -> None:
+        """Put what was carried where it stays. Until then it is found in its flight."""
+        self._keep([(one.key, data) for one in arrived if (data := one.flight.landed()) is not None])
+        with self._lock:
+            for one in arrived:
+                del self._flights[one.key]
 
     def _wait_for(self, node: FileNode, key: bytes) -> Buffer:
         with self._lock:
             flight = self._flights.get(key)
-            is_mine = flight is None
-            if flight is None:
-                flight = self._flights[key] = Flight()
-            else:
+            if flight is not None:
                 flight.waiters += 1
-        if not is_mine:
+        if flight is not None:
             return flight.result()
-        held = self._held(key)  # it may have landed since we looked
-        if held is None:
-            return self._fly(node, key, flight)
-        self._land(key, flight, held)
-        return held
+        boarded = self.board(node)
+        if boarded is None:  # it came, or somebody else began, since we looked
+            held = self._held(key)
+            return held if held is not None else self._wait_for(node, key)
+        self.carry(boarded)
+        self.keep([boarded])
+        return boarded.flight.result()
 
     def _held(self, key: bytes) -> Buffer | None:
         found = self._packs.get(key) if self._packs is not None else None
@@ -91,30 +99,21 @@ class SmallBlobs:
         piece = self._recent.get(key, 0)
         return piece[1] if piece else None
 
-    def _fly(self, node: FileNode, key: bytes, flight: Flight) -> Buffer:
-        try:
-            data = self._download(node, 0, node.size_bytes)
-            self._keep(key, data)
-        except BaseException as error:
-            with self._lock:
-                del self._flights[key]
-            flight.fail(error)
-            raise
-        self._land(key, flight, data)
-        return data
-
-    def _land(self, key: bytes, flight: Flight, data: Buffer) -> None:
-        with self._lock:
-            del self._flights[key]
-        flight.land(data)
-
-    def _keep(self, key: bytes, data: Buffer) -> None:
-        """Put it where reads find it, before anybody is told that it is there."""
+    def _keep(self, blobs: list[tuple[bytes, Buffer]]) -> None:
         if self._packs is not None:
             try:
-                self._packs.put(key, data)
+                self._packs.put(blobs)
                 self._on_disk_trouble(None)
                 return
             except OSError as error:
                 self._on_disk_trouble(error)
-        self._recent.put(key, 0, data)
+        for key, data in blobs:
+            self._recent.put(key, 0, data)
+
+
+class Boarded(NamedTuple):
+    """A small blob that is on its way."""
+
+    node: FileNode
+    key: bytes
+    flight: Flight
