@@ -17,6 +17,7 @@ from amlmount.cli import (
     doctor_commands,
     install_commands,
     mount_commands,
+    refresh_command,
     render_commands,
     store_commands,
 )
@@ -75,6 +76,7 @@ def root(
 app.command()(mount_commands.up)
 app.command()(mount_commands.down)
 app.command()(mount_commands.ps)
+app.command()(refresh_command.refresh)
 app.command()(daemon_commands.daemon)
 app.command()(daemon_commands.completion)
 
