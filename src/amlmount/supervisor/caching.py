@@ -41,7 +41,7 @@ class _Room:
 
 
 class CacheKeeper:
-    """Call `on_change` at every change of a mount (`Supervisor.listen`). One timer, while a mount with a cache is up."""
+    """Call `on_change` at every change of a mount (`Supervisor.listen`). One timer, while a cache is in use."""
 
     def __init__(self, supervisor: Supervisor, config: Callable[[], CacheConfig], *, every_s: float = EVERY_S) -> None:
         self._supervisor = supervisor

@@ -5,7 +5,7 @@ It belongs to the event loop's thread. A refresh that fails is told in the log a
 
 import asyncio
 import logging
-from collections.abc import Callable
+from functools import partial
 
 from amlmount.errors import AmlmountError
 from amlmount.states import MountStatus
@@ -52,11 +52,11 @@ class RefreshTimer:
             self._due[name] = now + (intervals.get(name) or TIMEOUT_S)
             if name not in self._running:
                 self._running[name] = asyncio.create_task(self._refresh(name), name=f"refresh {name}")
-                self._running[name].add_done_callback(self._forget(name))
+                self._running[name].add_done_callback(partial(self._forget, name))
         self._arm()
 
-    def _forget(self, name: str) -> "Callable[[asyncio.Task[None]], None]":
-        return lambda task: self._running.pop(name, None) and None
+    def _forget(self, name: str, task: "asyncio.Task[None]") -> None:
+        self._running.pop(name, None)
 
     async def _refresh(self, name: str) -> None:
         try:
