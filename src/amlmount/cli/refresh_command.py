@@ -1,0 +1,78 @@
+"""`amlmount refresh`: a mount looks at its store again, now.
+
+The path is taken as text: nothing below the mount is looked at by this process.
+"""
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from amlmount.cli import launch
+from amlmount.cli.output import Console, Format, print_objects
+from amlmount.cli.settings import complete_mount, console, parse_duration, setting
+
+if TYPE_CHECKING:
+    from amlmount.client import DaemonClient
+    from amlmount.states import Refreshed
+
+SIGNS = {"added": "+", "removed": "-", "changed": "~"}
+
+
+def refresh(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The mount.", autocompletion=complete_mount)],
+    path: Annotated[
+        str | None, typer.Argument(metavar="PATH", help="Only this, below the mount or with its target in front.")
+    ] = None,
+    names: Annotated[bool, typer.Option("-v", "--verbose", help="Print every name that changed.")] = False,
+    timeout: Annotated[float, typer.Option(parser=parse_duration, metavar="TIME", help="Wait this long.")] = "5m",  # type: ignore[assignment]
+    output: Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")] = Format.TABLE,
+) -> None:
+    """Show at once what others have changed in the store.
+
+    Looks again at what has been listed before and says what changed. Who has an old version of a file open goes on
+    reading that version, or gets ESTALE.
+    """
+    from amlmount.errors import DaemonUnreachableError
+
+    def ask(client: "DaemonClient") -> "Refreshed":
+        [status] = client.status([name])
+        below = None if path is None else _below(path, status.target, name)
+        return client.refresh(name, below, timeout_s=timeout)
+
+    found = launch.ask(ctx, ask)
+    if found is None:
+        raise DaemonUnreachableError(f"cannot refresh '{name}': no daemon runs", hint="`amlmount up` starts one")
+    if output is not Format.TABLE:
+        print_objects([{"schema_version": 1, "name": name, **found.to_json()}], output)
+        return
+    _tell(console(ctx), name, found, names or bool(setting(ctx, "verbose")))
+
+
+def _below(path: str, target: str, name: str) -> str | None:
+    from amlmount.errors import UsageError
+
+    if not os.path.isabs(path):
+        below = os.path.normpath(path)
+    elif f"{os.path.normpath(path)}/".startswith(f"{target}/"):
+        below = os.path.relpath(os.path.normpath(path), target)
+    else:
+        below = ".."
+    if below == ".." or below.startswith("../"):
+        raise UsageError(f"cannot refresh '{path}': it is not below {target}, where '{name}' is mounted")
+    return None if below == "." else below
+
+
+def _tell(talk: Console, name: str, found: "Refreshed", with_names: bool) -> None:
+    counts = [f"{getattr(found, kind)} {kind}" for kind in SIGNS if getattr(found, kind)]
+    talk.note(f"{name}: {', '.join(counts) or 'nothing changed'}")
+    if with_names:
+        for kind, path in found.names:
+            typer.echo(f"{SIGNS[kind]} {_printable(path)}")
+        if found.more:
+            talk.note(f"and {found.more} more")
+
+
+def _printable(path: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in path)
