@@ -18,7 +18,7 @@ WRITING_OPTIONS = {"durability", "upload_timeout"}
 
 def find_problems(config: Config) -> list[Problem]:
     """Return everything that keeps a configuration of valid values from working, in no particular order."""
-    problems: list[Problem] = []
+    problems: list[Problem] = list(_override_problems(config.defaults.blobfuse2, ("defaults", "blobfuse2")))
     for name, mount in config.mounts.items():
         problems += _source_problems(config, name, mount)
         problems += _target_problems(name, mount)
@@ -128,11 +128,20 @@ def _engine_problems(config: Config, name: str) -> Iterator[Problem]:
         yield Problem(
             (*path, "blobfuse2"), "means nothing to engine python", "take it away, or write engine: blobfuse2"
         )
-    if options.engine == "blobfuse2":
-        for below, part in parts_of(mount).items():
-            if isinstance(config.stores.get(part.store), LocalStore):
-                what = f"engine blobfuse2 cannot mount '{part.store}', which is a local folder"
-                yield Problem((*path, "source", *below), what, "write engine: auto or engine: python")
+    yield from _override_problems(mount.blobfuse2, (*path, "blobfuse2"))
+    if options.engine == "blobfuse2" and isinstance(mount.source, tuple):
+        what = "engine blobfuse2 mounts one container, not several in one folder"
+        yield Problem((*path, "source"), what, "write engine: auto, or a mount for each")
+
+
+def _override_problems(keys: dict[str, object], where: DataPath) -> Iterator[Problem]:
+    """Hold settings of blobfuse2 against the table of its keys, which is read only when there are any."""
+    if keys:
+        from amlmount.blobfuse2.problem import errors
+        from amlmount.blobfuse2.validate import validate_overrides
+
+        for problem in errors(validate_overrides(keys)):
+            yield Problem((*where, *problem.path.split(".")), problem.message, problem.hint or None)
 
 
 def _overlaps(config: Config) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ import difflib
 import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from amlmount.config.models import Config, ContainersSource, Mount, MountOptions, SourcePart
 from amlmount.config.profiles import PROFILES, PolicyOverrides, overrule
@@ -96,7 +97,7 @@ def effective_options(config: Config, name: str) -> MountOptions:
     if "policy" in common and "policy" in said:
         merged["policy"] = _both_policies(common["policy"], said["policy"])
     if "blobfuse2" in common and "blobfuse2" in said:
-        merged["blobfuse2"] = common["blobfuse2"] | said["blobfuse2"]
+        merged["blobfuse2"] = _both_settings(common["blobfuse2"], said["blobfuse2"])
     return MountOptions.model_construct(_fields_set=set(merged), **merged)
 
 
@@ -108,6 +109,15 @@ def effective_policy(options: MountOptions) -> Policy:
 def _both_policies(common: PolicyOverrides, said: PolicyOverrides) -> PolicyOverrides:
     values = {key: getattr(said, key) for key in said.model_fields_set}
     return common.model_copy(update=values)
+
+
+def _both_settings(common: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """Merge settings of blobfuse2 section by section, key by key."""
+    both = dict(common)
+    for name, value in said.items():
+        known = both.get(name)
+        both[name] = known | value if isinstance(known, dict) and isinstance(value, dict) else value
+    return both
 
 
 def resolve_owner(options: MountOptions, user: DaemonUser, name: str) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from amlmount.config.resolve import find_daemon_user, resolve_all
 from amlmount.config.spec import MountSpec
 from amlmount.daemon import process
 from amlmount.engines import select_engine
+from amlmount.engines.blobfuse2.places import Places
 from amlmount.errors import AmlmountError, ConfigError, DaemonUnreachableError
 from amlmount.states import MountStatus, Plan
 from amlmount.supervisor import CacheKeeper, KernelHost, RecordStore, RefreshTimer, Supervisor, Surroundings
@@ -111,7 +112,8 @@ def _yield_to_other(options: Options, lock: process.DaemonLock, ready: process.R
 
 def _make_supervisor(options: Options, specs: list[MountSpec]) -> Supervisor:
     records = RecordStore(os.path.join(options.locations.runtime_dir, "mounts"))
-    select = functools.partial(select_engine, log_dir=_log_dir(options))
+    places = Places.of(options.locations, _log_dir(options))
+    select = functools.partial(select_engine, log_dir=_log_dir(options), places=places)
     return Supervisor(Surroundings(select, KernelHost(), records, prepare_cache=prepare_cache), specs)
 
 

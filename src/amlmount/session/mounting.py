@@ -135,10 +135,16 @@ def mount(
     target = _temporary() if mount_point is None or blank else canonical(os.path.expanduser(os.fspath(mount_point)))
     path = None if config is None else Path(config)
     spec = resolve_source(source, target, read_only=read_only, profile=profile, engine=engine, config_path=path)
-    select_engine(spec)  # refuses what no engine can do; what a session runs is always the Python one
+    _refuse_what_a_session_cannot(spec)
     if in_process:
         spec = spec.model_copy(update={"policy": spec.policy.model_copy(update={"direct_io": True, "no_open": False})})
     return Mount(spec, in_process=in_process, timeout_s=timeout_s)
+
+
+def _refuse_what_a_session_cannot(spec: MountSpec) -> None:
+    """What a session runs is always the Python engine: whatever else is meant needs the daemon. Raises ConfigError."""
+    named = spec.engine == "blobfuse2"
+    select_engine(spec if named else spec.model_copy(update={"engine": "python"}))
 
 
 def _temporary() -> str:
