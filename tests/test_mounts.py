@@ -162,15 +162,20 @@ def test_death_is_seen_without_touching_the_mount(served: Served) -> None:
     mounts.unmount(served.target)
 
 
+def until_waiting(served: Served, requests: int) -> None:
+    deadline = time.monotonic() + 10
+    while mounts.waiting(served.entry) != requests:
+        assert time.monotonic() < deadline, f"{mounts.waiting(served.entry)} requests wait, not {requests}"
+        time.sleep(0.01)
+
+
 def test_a_hang_shows_as_waiting_and_abort_ends_it(served: Served) -> None:
     read_hello(served.target)
-    assert mounts.waiting(served.entry) == 0
+    until_waiting(served, 0)  # a close is answered after close() has returned
     served.server.send_signal(signal.SIGSTOP)
     with subprocess.Popen(["cat", f"{served.target}/none"], stderr=subprocess.DEVNULL) as reader:
-        deadline = time.monotonic() + 10
-        while mounts.waiting(served.entry) == 0 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert mounts.waiting(served.entry) == 1 and reader.poll() is None
+        until_waiting(served, 1)
+        assert reader.poll() is None
         entry = served.entry
         mounts.abort(entry)
         assert reader.wait(10) == 1

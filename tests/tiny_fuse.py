@@ -81,7 +81,11 @@ def serve(fuse_fd: int) -> None:
         handler = ANSWERS.get(opcode)
         answer = handler(node, request[IN_HEADER.size :]) if handler else errno.ENOSYS
         number, body = (-answer, b"") if isinstance(answer, int) else (0, answer)
-        os.write(fuse_fd, OUT_HEADER.pack(OUT_HEADER.size + len(body), number, unique) + body)
+        try:
+            os.write(fuse_fd, OUT_HEADER.pack(OUT_HEADER.size + len(body), number, unique) + body)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # nobody waits for this answer any more
+                raise
 
 
 if __name__ == "__main__":
