@@ -1,0 +1,170 @@
+"""`amlmount refresh`: what others changed in the store is seen at once, through mounts that would believe for minutes.
+
+Real daemon, real workers, real mounts; the store is a folder, or a blob service of the test's own.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from daemons import Pair, make_pair, poll
+from fakeblob import FakeBlobService
+from world import World
+
+AZURE = """\
+stores:
+  blobs: {definition}
+mounts:
+  blobs: {{target: {root}/mnt/blobs, source: blobs, engine: python, profile: {profile}{more}}}
+"""
+
+
+@pytest.fixture
+def service() -> Iterator[FakeBlobService]:
+    fake = FakeBlobService()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def pair(world: World) -> Pair:
+    return make_pair(world)
+
+
+def write(path: str, text: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(f"{path}.new", "w") as file:
+        file.write(text)
+    os.replace(f"{path}.new", path)
+
+
+def read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+def up_blobs(world: World, service: FakeBlobService, profile: str, more: str = "") -> str:
+    definition = json.dumps(service.definition())
+    world.write_config(AZURE.format(definition=definition, root=world.root, profile=profile, more=more))
+    done = world.cli("up")
+    assert done.returncode == 0, done.stderr
+    return f"{world.root}/mnt/blobs"
+
+
+def test_added_changed_removed_and_a_name_that_was_not_there(pair: Pair) -> None:
+    store, target = f"{pair.world.root}/red", pair.target("red")
+    write(f"{store}/gone", "1")
+    write(f"{store}/sub/x", "1")
+    assert pair.world.cli("up", "red").returncode == 0
+    assert read(f"{target}/gone") == "1" and read(f"{target}/colour") == "red" and read(f"{target}/sub/x") == "1"
+    assert not os.path.exists(f"{target}/new")
+    before = os.listdir(target), os.stat(f"{target}/colour").st_size
+    os.unlink(f"{store}/gone")
+    write(f"{store}/colour", "crimson")
+    write(f"{store}/new", "2")
+    write(f"{store}/sub/y", "3")
+    assert (os.listdir(target), os.stat(f"{target}/colour").st_size) == before, "the kernel would have asked anyway"
+    done = pair.world.cli("refresh", "red", "-v")
+    assert (done.returncode, done.stderr) == (0, "red: 2 added, 1 removed, 1 changed\n"), done.stderr
+    assert sorted(done.stdout.splitlines()) == ["+ new", "+ sub/y", "- gone", "~ colour"]
+    assert sorted(os.listdir(target)) == ["colour", "new", "sub"] and sorted(os.listdir(f"{target}/sub")) == ["x", "y"]
+    assert read(f"{target}/new") == "2" and read(f"{target}/colour") == "crimson"
+    assert os.stat(f"{target}/colour").st_size == 7 and not os.path.exists(f"{target}/gone")
+    assert pair.world.cli("refresh", "red").stderr == "red: nothing changed\n"
+    assert pair.world.cli_json("refresh", "red") == [
+        {"schema_version": 1, "name": "red", "added": 0, "removed": 0, "changed": 0, "names": [], "more": 0}
+    ]
+
+
+def test_only_a_path(pair: Pair) -> None:
+    store, target = f"{pair.world.root}/red", pair.target("red")
+    write(f"{store}/a/x", "1")
+    write(f"{store}/b/x", "1")
+    pair.world.cli("up", "red")
+    assert read(f"{target}/a/x") == read(f"{target}/b/x") == "1"
+    write(f"{store}/a/x", "two")
+    write(f"{store}/b/x", "two")
+    done = pair.world.cli("refresh", "red", f"{target}/a/", "-v")
+    assert done.stdout == "~ a/x\n" and read(f"{target}/a/x") == "two" and read(f"{target}/b/x") == "1"
+    assert pair.world.cli("refresh", "red", "b", "-v").stdout == "~ b/x\n" and read(f"{target}/b/x") == "two"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["red", "/etc"], 2, "it is not below"),
+        (["red", "../blue"], 2, "it is not below"),
+        (["reed"], 3, "did you mean 'red'?"),
+        (["blue"], 1, "it is not mounted"),
+    ],
+)
+def test_refusals(pair: Pair, args: list[str], code: int, says: str) -> None:
+    pair.world.cli("up", "red")
+    done = pair.world.cli("refresh", *args)
+    assert done.returncode == code and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_a_daemon(pair: Pair) -> None:
+    done = pair.world.cli("refresh", "red")
+    assert done.returncode == 4 and "no daemon runs" in done.stderr
+
+
+@pytest.mark.parametrize("profile", ["standard", "epochs"])
+def test_a_blob_that_changed_and_who_has_it_open(world: World, service: FakeBlobService, profile: str) -> None:
+    """An open reader gets the old bytes, or ESTALE; never a mix. `epochs` never sees an OPEN."""
+    old, new = b"old " * 100_000, b"new " * 100_000
+    service.put("data", "big", old)
+    service.put("data", "small", b"old")
+    target = up_blobs(world, service, profile)
+    assert read(f"{target}/small") == "old"
+    with open(f"{target}/big", "rb", buffering=0) as reader:
+        assert reader.read(4096) == old[:4096]
+        service.put("data", "big", new)
+        service.put("data", "small", b"newer")
+        assert read(f"{target}/small") == "old"
+        assert world.cli("refresh", "blobs").stderr == "blobs: 2 changed\n"
+        assert read(f"{target}/small") == "newer"
+        with open(f"{target}/big", "rb") as file:
+            assert file.read() == new
+        rest = b""
+        with contextlib.suppress(OSError):
+            while piece := reader.read(65536):
+                rest += piece
+        assert rest == old[4096 : 4096 + len(rest)]
+
+
+def test_a_store_that_cannot_be_asked(world: World, service: FakeBlobService) -> None:
+    service.put("data", "a", b"1")
+    target = up_blobs(world, service, "epochs")
+    assert os.listdir(target) == ["a"]
+    service.fail("status", 1000, when=lambda asked: asked.is_list, status=403)
+    done = world.cli("refresh", "blobs")
+    assert done.returncode == 5 and done.stderr.startswith("error: cannot ")
+    assert read(f"{target}/a") == "1"
+
+
+def test_on_an_interval(world: World, service: FakeBlobService) -> None:
+    """A pinned mount never looks by itself; with `refresh` it does, and a mount without is not asked."""
+    service.put("data", "a", b"1")
+    target = up_blobs(world, service, "epochs", ", refresh: 300ms")
+    assert os.listdir(target) == ["a"]
+    service.put("data", "b", b"2")
+    poll(lambda: sorted(os.listdir(target)) == ["a", "b"], "not refreshed by itself")
+    assert world.cli("down").returncode == 0
+    asked = len(service.asked)
+    poll(lambda: not world.processes(), "the daemon stays")
+    assert len(service.asked) == asked
+
+
+def test_a_worker_that_is_killed_while_it_is_asked(world: World, service: FakeBlobService) -> None:
+    service.put("data", "a", b"1")
+    target = up_blobs(world, service, "standard")
+    assert os.listdir(target) == ["a"]
+    service.fail("silence", 1000, when=lambda asked: asked.is_list)
+    pair = Pair(world)
+    waiting = pair.start("refresh", "blobs", "--timeout", "1s")
+    _, err = waiting.communicate(timeout=30)
+    assert waiting.returncode == 124 and "within 1 s" in err
