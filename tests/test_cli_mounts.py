@@ -250,6 +250,14 @@ def test_a_store_that_is_not_there(pair: Pair) -> None:
     pair.assert_as_before()
 
 
+def test_a_configuration_without_mounts_is_said(pair: Pair) -> None:
+    pair.world.write_config("# nothing yet\n")
+    up = pair.world.cli("up")
+    assert (up.returncode, up.stderr) == (0, "nothing to mount: the configuration names no mounts\n")
+    assert pair.world.cli("down").returncode == 0
+    pair.assert_as_before()
+
+
 def test_unknown_names(pair: Pair) -> None:
     done = pair.world.cli("up", "reed")
     assert done.returncode == 3

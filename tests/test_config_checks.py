@@ -128,3 +128,8 @@ def test_targets_are_compared_without_looking_at_the_disk(tmp_path: Path, monkey
     mounts = {"m": {"target": "/media/m", "source": "b"}, "n": {"target": "/media/n", "source": "b"}}
     store = {"type": "local", "path": "/media/store"}
     assert find_problems(Config.model_validate({"stores": {"b": store}, "mounts": mounts})) == []
+
+
+def test_a_mount_that_would_show_itself_is_told_apart(tmp_path: Path) -> None:
+    text = "mounts:\n  one: {target: /srv/here/inside, source: here}\n"
+    assert "'one' would show its own target" in refused(tmp_path, text)

@@ -21,7 +21,7 @@ def daemon(
     auto: Annotated[bool, typer.Option("--auto", hidden=True)] = False,
     ready_fd: Annotated[int | None, typer.Option("--ready-fd", hidden=True)] = None,
     foreground: Annotated[
-        bool, typer.Option("--foreground", help="Stay in the foreground and log to standard error (the default).")
+        bool, typer.Option("--foreground", show_default=False, help="Log to standard error (the default).")
     ] = True,
 ) -> None:
     """Run the daemon that keeps mounts mounted, until SIGTERM; SIGHUP reads the configuration again.

@@ -116,6 +116,8 @@ def _up(ctx: typer.Context, names: list[str] | None, wait: bool, timeout_s: floa
             raise
         for status in outcome.mounts:
             steps.tell(status)
+        if not outcome.mounts:
+            talk.note("nothing to mount: the configuration names no mounts")
         return outcome
     raise DaemonUnreachableError("cannot keep a daemon running: each ends at once", hint="see daemon.log")
 

@@ -167,10 +167,14 @@ def _loops(config: Config) -> Iterator[Problem]:
     for name in config.mounts:
         for other in leads[name]:
             if other == name or name in _reachable(leads, other):
+                found = (
+                    f"a loop: what '{name}' shows leads into the target of '{other}', and that back to '{name}'"
+                    if other != name
+                    else f"a loop: '{name}' would show its own target, because that and the store's folder overlap"
+                )
                 yield Problem(
                     ("mounts", name, "target"),
-                    f"a loop: what '{name}' shows leads into the target of '{other}'"
-                    + ("" if other == name else f", and that back to '{name}'"),
+                    found,
                     "keep the folder of a local store and the targets of mounts apart",
                 )
 

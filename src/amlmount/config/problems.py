@@ -130,7 +130,7 @@ def _problem(item: ErrorDetails, data: object) -> Problem:
         what, _, hint = str(item["ctx"]["error"]).partition("; ")
         return Problem(path, what, hint or None)
     if kind == "string_pattern_mismatch":
-        return Problem(path, _PATTERN_WORDS.get(str(path[-1]), _NAME_WORDS))
+        return Problem(path, _PATTERN_WORDS.get(str(path[-1])) or _unusable_name(path))
     return Problem(path, _PLAIN_WORDS.get(kind, item["msg"]))
 
 
@@ -154,6 +154,11 @@ def _not_a_choice(path: DataPath, item: ErrorDetails) -> Problem:
     if path[0] == "stores" or not isinstance(item["input"], str):
         return Problem(path, what)
     return Problem(path, f"'{item['input']}' is not possible; it {what}", did_you_mean(item["input"], choices))
+
+
+def _unusable_name(path: DataPath) -> str:
+    shown = f"'{path[-1]}' " if path[0] == "mounts" else ""
+    return shown + _NAME_WORDS
 
 
 def _unknown_key(path: DataPath, loc: Sequence[str | int]) -> Problem:
