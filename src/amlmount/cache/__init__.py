@@ -5,9 +5,9 @@ What is inside a cache directory is the business of whoever fills it (`docs/cach
 
 from amlmount.cache.assign import assign_caches, needs_cache, prepare_cache, used_roots
 from amlmount.cache.budget import Demand, allot
-from amlmount.cache.disks import Disks, DiskUsage
+from amlmount.cache.disks import Disks, DiskUsage, rough_size
 from amlmount.cache.leftovers import CacheInfo, disk_bytes, find_caches, remove_cache, remove_leftovers
-from amlmount.cache.places import make_cache_directory
+from amlmount.cache.places import make_cache_directory, mount_directory
 from amlmount.cache.root import CacheRoot, budget_bytes, choose_root, is_named_root
 
 __all__ = [
@@ -24,9 +24,11 @@ __all__ = [
     "find_caches",
     "is_named_root",
     "make_cache_directory",
+    "mount_directory",
     "needs_cache",
     "prepare_cache",
     "remove_cache",
     "remove_leftovers",
+    "rough_size",
     "used_roots",
 ]

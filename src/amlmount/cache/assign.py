@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from amlmount.cache.disks import Disks
-from amlmount.cache.places import daemon_directory, directory_name, make_cache_directory
+from amlmount.cache.places import make_cache_directory, mount_directory
 from amlmount.cache.root import CacheRoot, choose_root
 from amlmount.config.locations import Locations
 from amlmount.config.models import CacheConfig
@@ -46,8 +46,11 @@ def assign_caches(
         return [spec.model_copy(update={"cache_note": root.note}) if needs_cache(spec) else spec for spec in specs]
     remember_root(places, root.path)
     most_bytes = _most_bytes(wanted, sum(needs_cache(spec) for spec in specs))
-    folder = daemon_directory(root.path, places)
-    return [_with_cache(spec, root, folder, most_bytes) if needs_cache(spec) else spec for spec in specs]
+
+    def with_cache(spec: MountSpec, path: str = root.path) -> MountSpec:
+        return _with_cache(spec, root, mount_directory(path, places, spec), most_bytes) if needs_cache(spec) else spec
+
+    return [with_cache(spec) for spec in specs]
 
 
 def prepare_cache(spec: MountSpec) -> None:
@@ -89,10 +92,10 @@ def _replace(path: Path, roots: Iterable[str]) -> None:
     os.replace(draft, path)
 
 
-def _with_cache(spec: MountSpec, root: CacheRoot, folder: str, most_bytes: int | None) -> MountSpec:
+def _with_cache(spec: MountSpec, root: CacheRoot, directory: str, most_bytes: int | None) -> MountSpec:
     return spec.model_copy(
         update={
-            "cache_dir": os.path.join(folder, directory_name(spec)),
+            "cache_dir": directory,
             "cache_max_bytes": most_bytes,
             "cache_is_ephemeral": root.is_ephemeral,
             "cache_note": root.note,

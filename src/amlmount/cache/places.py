@@ -82,7 +82,12 @@ def source_identity(spec: MountSpec) -> str:
 
 def directory_name(spec: MountSpec) -> str:
     """Return the name of the cache directory of a daemon's mount: the same as long as it shows the same."""
-    return f"{spec.name}-{source_identity(spec)}"
+    return f"{spec.name.replace('/', ':')}-{source_identity(spec)}"
+
+
+def mount_directory(root: str, places: Locations, spec: MountSpec) -> str:
+    """Return where the cache of a daemon's mount is below `root`."""
+    return os.path.join(daemon_directory(root, places), directory_name(spec))
 
 
 def session_directory_name() -> str:
