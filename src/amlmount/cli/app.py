@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from amlmount.cli import (
+    cache_commands,
     config_commands,
     daemon_commands,
     doctor_commands,
@@ -87,6 +88,7 @@ app.command("import")(render_commands.import_)
 app.command()(doctor_commands.doctor)
 app.command()(install_commands.install)
 app.command()(install_commands.uninstall)
+app.add_typer(cache_commands.cache_app, name="cache")
 app.add_typer(config_commands.config_app, name="config")
 app.add_typer(store_commands.store_app, name="store")
 
