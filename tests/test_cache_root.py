@@ -141,10 +141,9 @@ def test_budget() -> None:
     assert budget("/c", keep_free="99GB") == 0
 
 
+@pytest.mark.root
 def test_a_real_disk(sandbox: Sandbox) -> None:
     """A tmpfs is a local disk, in memory, so what is there is gone after a stop."""
-    if not sandbox.private:
-        pytest.skip("needs root")
     point = Path(sandbox.make_dir("t"))
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "none", str(point)], check=True, timeout=10)
     try:
