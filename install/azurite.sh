@@ -41,7 +41,7 @@ cat >"$folder/package.json" <<JSON
 JSON
 
 cd "$folder"
-npm install --no-audit --no-fund --no-package-lock --ignore-scripts --prefer-offline --loglevel=error
+npm install --no-audit --no-fund --no-update-notifier --no-package-lock --ignore-scripts --prefer-offline --loglevel=error
 test -e "$entry"
 touch "$stamp"
 echo "azurite $version installed in $folder"

@@ -66,6 +66,7 @@ def _fsmount(strings: dict[str, str], flags: list[str]) -> int:
         for key in flags:
             syscalls.fsconfig_flag(fs_fd, key)
         syscalls.fsconfig_create(fs_fd)
-        return syscalls.fsmount(fs_fd, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV)
+        read_only = syscalls.MOUNT_ATTR_RDONLY if "ro" in flags else 0
+        return syscalls.fsmount(fs_fd, read_only | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV)
     finally:
         os.close(fs_fd)
