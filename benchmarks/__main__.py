@@ -1,17 +1,18 @@
-"""Run the benchmarks and print the README's table: `python -m benchmarks [--trials N] [--json FILE]`."""
+"""Run the benchmarks and print the README's table: `python -m benchmarks [--trials N] [--json FILE]`.
+
+`python -m benchmarks reading` measures reading from the network, with peers: see benchmarks/reading.py.
+"""
 
 import argparse
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import footprint, help_time, small_files, workload
+from benchmarks.machine import heading
 from benchmarks.pairs import Line
 
 
@@ -24,15 +25,12 @@ def lines(folder: Path, trials: int) -> Iterator[Line]:
     yield from footprint.footprint_lines(container)
 
 
-def heading() -> str:
-    """Say where and when, because absolute machines differ and ratios only hold for one."""
-    today = datetime.datetime.now(datetime.UTC).date()
-    kernel = ".".join(platform.release().split(".")[:2])
-    return f"{today}, Linux {kernel}, {os.cpu_count()} cores, Python {platform.python_version()}"
-
-
 def main() -> None:
     """Print the table as it grows; exit 1 if a target is missed."""
+    if sys.argv[1:2] == ["reading"]:
+        from benchmarks import reading
+
+        sys.exit(reading.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=7)
     parser.add_argument("--json", type=Path)
