@@ -35,17 +35,11 @@ WITHOUT = "-sys_time,-sys_module,-sys_rawio,-audit_control,-audit_read,-mac_admi
 ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"}
 # Written by every run of apt, dpkg or ldconfig, with nothing in it that a user has.
 NOISE = (
-    "var/log/",
-    "var/cache/",
-    "var/lib/dpkg/",
-    "var/lib/apt/",
-    "var/lib/systemd/",
-    "var/lib/swcatalog/",
-    "etc/ld.so.cache",
-    "root/",
+    *("var/log/", "var/cache/", "var/lib/dpkg/", "var/lib/apt/", "var/lib/systemd/", "var/lib/swcatalog/", "var/tmp/"),
+    *("var/lib/PackageKit/", "etc/ld.so.cache", "root/"),
 )
 SETUP = r"""
-W=$CTL/ov; mkdir "$W"; mount -t tmpfs -o mode=755 tmpfs "$W"; mkdir "$W/u" "$W/w" "$W/m"; M=$W/m
+W=$STORE; mkdir -p "$W/u" "$W/w" "$W/m"; M=$W/m
 mount -t overlay overlay -o lowerdir="$LOWER",upperdir="$W/u",workdir="$W/w" "$M"
 mkdir -p "$M/proc" "$M/sys" "$M/dev" "$M/run" "$M/tmp"
 mount -t proc proc "$M/proc"
@@ -61,8 +55,7 @@ done
 ln -s pts/ptmx "$M/dev/ptmx"; ln -s /proc/self/fd "$M/dev/fd"
 : >"$M/dev/console"; mount --bind "$CONSOLE" "$M/dev/console"
 mount -t tmpfs -o mode=755 tmpfs "$M/run"; mount -t tmpfs -o mode=1777 tmpfs "$M/tmp"
-mkdir -p "$M/run/host/box" "$M/run/host/upper"
-mount --bind "$CTL" "$M/run/host/box"; mount --bind "$W/u" "$M/run/host/upper"
+mkdir -p "$M/run/host/box"; mount --bind "$CTL" "$M/run/host/box"
 while IFS=: read -r s d; do
     [ -n "$s" ] || continue; mkdir -p "$M$d"; mount --bind "$s" "$M$d"
 done <<<"$BINDS"
@@ -80,7 +73,7 @@ exec env -i container=box container_uuid= NOTIFY_SOCKET=/run/host/box/notify PAT
 
 @dataclass
 class Box:
-    """A running box. `upper` keeps what is written, so that a box can be started again over it (a reboot)."""
+    """A running box. `store` (a tmpfs of ours) keeps what is written, so that it can be started again: a reboot."""
 
     lower: str = "/"
     systemd: bool = False
@@ -88,12 +81,16 @@ class Box:
     leader: int = 0
     process: "subprocess.Popen[bytes] | None" = None
     control: str = ""
+    store: str = ""
     extra: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
 
     def start(self, timeout_s: float = 60.0) -> "Box":
         """Bring it up, until its process 1 is ready."""
         self.control = tempfile.mkdtemp(prefix="box.")
         os.chmod(self.control, 0o755)
+        if not self.store:
+            self.store = tempfile.mkdtemp(prefix="store.")
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", self.store], check=True)
         Path(self.control, "console").touch()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         listener.bind(f"{self.control}/notify")
@@ -131,7 +128,7 @@ class Box:
     @property
     def upper(self) -> str:
         """Where what was written is seen from outside."""
-        return f"/proc/{self.leader}/root/run/host/upper"
+        return f"{self.store}/u"
 
     def argv(self, *command: str, env: dict[str, str] | None = None) -> list[str]:
         """Return the command line that runs `command` in the box."""
@@ -140,7 +137,12 @@ class Box:
         return [*enter, "--", "env", "-i", *(f"{k}={v}" for k, v in (ENV | (env or {})).items()), *command]
 
     def run(
-        self, *command: str, timeout_s: float = 120, check: bool = False, input: str | None = None, **env: str
+        self,
+        *command: str,
+        timeout_s: float = 120,
+        check: bool = False,
+        input: str | None = None,
+        env: dict[str, str] | None = None,
     ) -> "subprocess.CompletedProcess[str]":
         """Run a command to its end; with `check` it must exit 0."""
         done = subprocess.run(
@@ -177,6 +179,19 @@ class Box:
         found = dict(_changed(self.upper, self.lower, ""))
         return {path: digest for path, digest in found.items() if not path.startswith(NOISE)}
 
+    def reboot(self) -> None:
+        """Take it down and bring it up again: /run, /tmp and processes are new, files are as they were left."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Take it down for good."""
+        self.stop()
+        if self.store:
+            subprocess.run(["umount", "-l", self.store], check=False)
+            os.rmdir(self.store)
+            self.store = ""
+
     def stop(self) -> None:
         """Take it down: systemd in good order, everything else by the end of its process 1."""
         process = self.process
@@ -191,6 +206,7 @@ class Box:
         for child in self.extra:
             child.kill()
             child.wait()
+        self.extra.clear()
         if self.systemd:
             self._remove_cgroup()
         shutil.rmtree(self.control, ignore_errors=True)
@@ -198,7 +214,13 @@ class Box:
 
     def _names(self) -> dict[str, str]:
         binds = "\n".join(bind if ":" in bind else f"{bind}:{bind}" for bind in self.binds)
-        own = {"LOWER": self.lower, "CTL": self.control, "CONSOLE": f"{self.control}/console", "BINDS": binds}
+        own = {
+            "LOWER": self.lower,
+            "STORE": self.store,
+            "CTL": self.control,
+            "CONSOLE": f"{self.control}/console",
+            "BINDS": binds,
+        }
         return own | {"SYSTEMD": "yes" if self.systemd else "", "WITHOUT": WITHOUT}
 
     def _enter(self) -> None:
@@ -244,7 +266,7 @@ def open_box(lower: str = "/", *, systemd: bool = False, binds: tuple[str, ...] 
     try:
         yield box.start()
     finally:
-        box.stop()
+        box.close()
 
 
 def needed_binds(lower: str) -> tuple[str, ...]:

@@ -17,7 +17,9 @@ from amlmount.cli import (
     daemon_commands,
     doctor_commands,
     install_commands,
+    log_commands,
     mount_commands,
+    recover_commands,
     refresh_command,
     render_commands,
     store_commands,
@@ -86,8 +88,11 @@ app.command()(config_commands.init)
 app.command()(render_commands.render)
 app.command("import")(render_commands.import_)
 app.command()(doctor_commands.doctor)
+app.command()(log_commands.logs)
+app.command()(recover_commands.recover)
 app.command()(install_commands.install)
 app.command()(install_commands.uninstall)
+app.add_typer(install_commands.export_app, name="export")
 app.add_typer(cache_commands.cache_app, name="cache")
 app.add_typer(config_commands.config_app, name="config")
 app.add_typer(store_commands.store_app, name="store")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amlmount.cli.output import Console, Format
-from amlmount.cli.settings import console, parse_duration, setting
+from amlmount.cli.settings import complete_mount, console, parse_duration, setting
 
 if TYPE_CHECKING:
     from amlmount.installer import Needs, Plan, Report, Wanted
@@ -41,6 +41,7 @@ class Service(StrEnum):
     START = "start"
 
 
+export_app = typer.Typer(no_args_is_help=True, help="Carry the configuration to other machines and to systemd.")
 Output = Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 LockTimeout = Annotated[
@@ -209,3 +210,56 @@ def _verdict(plan: "Plan", report: "Report | None") -> str:
     if report is None:
         return f"{len(plan.steps)} steps to do"
     return f"done: {len(report.done)} of {len(plan.steps)} steps"
+
+
+@export_app.command("cloud-init")
+def export_cloud_init(
+    ctx: typer.Context,
+    engine: Annotated[
+        InstalledEngine, typer.Option("--engine", help="For which engine; python needs FUSE only.")
+    ] = InstalledEngine.BLOBFUSE2,
+    source: Annotated[
+        str, typer.Option("--from", metavar="WHAT", help="What pip installs there, such as amlmount==1.2.")
+    ] = "amlmount",
+) -> None:
+    """Print user data (64 KiB at most) that makes a fresh virtual machine mount what this configuration says.
+
+    A secret is never in it, only the reference: what it names must be there on the new machine.
+    """
+    from amlmount.config.load import config_files, load_config
+    from amlmount.errors import ConfigError
+    from amlmount.installer import paths
+    from amlmount.installer.export import cloud_init
+
+    found = config_files(setting(ctx, "config"), system=setting(ctx, "system"))
+    if not found:
+        raise ConfigError("cannot export: there is no configuration", hint="`amlmount init` writes one")
+    load_config(found)
+    texts = {_place_of(path, index, paths.CONFIG_DIR): path.read_text() for index, path in enumerate(found)}
+    typer.echo(cloud_init(texts, options=("--from", source, "--engine", engine.value)), nl=False)
+
+
+@export_app.command("systemd-mount")
+def export_systemd_mount(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="A mount of the configuration.", autocompletion=complete_mount)],
+    directory: Annotated[
+        Path | None, typer.Option("--directory", metavar="DIR", help="Write the unit there instead of printing it.")
+    ] = None,
+) -> None:
+    """Print a systemd mount unit, for units that need the folder (RequiresMountsFor=, Requires=)."""
+    from amlmount.config.load import config_files, load_config
+    from amlmount.config.resolve import find_mount, target_path
+    from amlmount.installer.export import systemd_mount
+
+    config = load_config(config_files(setting(ctx, "config"), system=setting(ctx, "system")))
+    unit, text = systemd_mount(name, target_path(find_mount(config, name)))
+    if directory is None:
+        typer.echo(f"# /etc/systemd/system/{unit}\n{text}", nl=False)
+        return
+    (directory / unit).write_text(text)
+    console(ctx).note(f"wrote {directory / unit}; next: systemctl daemon-reload")
+
+
+def _place_of(path: Path, index: int, folder: str) -> str:
+    return f"{folder}/amlmount.yaml" if index == 0 else f"{folder}/conf.d/{path.name}"

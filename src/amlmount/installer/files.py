@@ -1,6 +1,7 @@
 """Changing files so that it can be taken back: each step remembers what was there."""
 
 import contextlib
+import errno
 import os
 import urllib.error
 import urllib.request
@@ -57,8 +58,11 @@ class FileHands:
 
     def _remove(self, step: Remove) -> None:
         if step.is_directory:
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 os.rmdir(self._at(step.path))
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                    raise
         elif read_state(self._at(step.path)) is not None:
             self._change(step.path, None)
 
