@@ -10,7 +10,9 @@ import time
 
 import pytest
 
-from daemons import Pair, make_pair, poll
+import amlmount
+from amlmount.mounts import syscalls
+from daemons import CONFIG, Pair, make_pair, poll
 from world import World
 
 
@@ -241,6 +243,62 @@ def test_some_fail(pair: Pair) -> None:
     assert json.loads(one.stdout)[0]["state"] == "failed"
     pair.world.cli("down")
     assert os.listdir(pair.target("red")) == ["precious"]
+
+
+def refused(pair: Pair, target: str) -> str:
+    """Bring up one mount at `target`, which must fail and leave nothing; return what was said."""
+    root = pair.world.root
+    store, mount = f"{{type: local, path: {root}/red}}", f"{{target: {target}, source: s}}"
+    pair.world.write_config(f"stores: {{s: {store}}}\nmounts: {{m: {mount}}}\n")
+    done = pair.world.cli("up")
+    assert done.returncode == 1 and done.stdout == ""
+    pair.assert_as_before()
+    return done.stderr.split("\n", 1)[1]  # after `m: mounting`
+
+
+def test_a_target_that_is_a_file(pair: Pair) -> None:
+    path = f"{pair.world.root}/blue/colour"
+    assert refused(pair, path) == (
+        f"error: cannot mount 'm' at '{path}': it is not a directory\n"
+        "hint: choose a directory, or a path that does not exist\n"
+    )
+
+
+def test_a_target_that_is_or_lies_in_a_mount_of_another_amlmount(pair: Pair, mountpoint: str) -> None:
+    with amlmount.mount(f"{pair.world.root}/blue", mountpoint):
+        assert refused(pair, mountpoint) == (
+            f"error: cannot mount 'm' at '{mountpoint}': another amlmount has mounted there\n"
+            f"hint: take it down where it was brought up, or run: umount {mountpoint}\n"
+        )
+        assert refused(pair, f"{mountpoint}/inside") == (
+            f"error: cannot mount 'm' at '{mountpoint}/inside': "
+            f"it lies inside another mount, {mountpoint} (fuse.amlmount)\n"
+            "hint: choose a target on a local disk\n"
+        )
+        assert os.listdir(mountpoint) == ["colour"]
+
+
+@pytest.mark.root
+def test_a_target_that_is_somebody_elses_mount(pair: Pair, mountpoint: str) -> None:
+    syscalls.mount("theirs", mountpoint, "tmpfs")
+    assert refused(pair, mountpoint) == (
+        f"error: cannot mount 'm' at '{mountpoint}': theirs (tmpfs) is mounted there already\n"
+        f"hint: unmount it (sudo umount {mountpoint}) or choose another target\n"
+    )
+
+
+def test_a_store_that_goes_and_comes_back_while_it_is_mounted(pair: Pair) -> None:
+    root, target = pair.world.root, pair.target("red")
+    pair.world.write_config(CONFIG.format(root=root) + "defaults: {profile: fresh}\n")
+    assert pair.world.cli("up").returncode == 0
+    pid = pair.mount("red")["pid"]
+    os.rename(f"{root}/red", f"{root}/away")
+    done = subprocess.run(["ls", target], capture_output=True, text=True, timeout=20)
+    assert done.returncode != 0 and "Input/output error" in done.stderr
+    os.rename(f"{root}/away", f"{root}/red")
+    assert pair.read("red") == "red"
+    assert pair.mount("red")["pid"] == pid, "the worker went on"
+    assert pair.world.cli("down").returncode == 0
 
 
 def test_a_store_that_is_not_there(pair: Pair) -> None:
