@@ -14,7 +14,7 @@ from skips import read_skip_list, summary
 from userbox import UserBox, open_box
 from world import World, make_world
 
-pytest_plugins = ["azurite"]
+pytest_plugins = ["azurite", "drivers"]
 
 HERE = Path(__file__).parent
 SANDBOX = pytest.StashKey[Sandbox]()
@@ -27,6 +27,7 @@ GRACE_S = float(os.environ.get("AMLMOUNT_TEST_GRACE_S", "3"))
 def pytest_configure(config: pytest.Config) -> None:
     """Lay the ground of the run before anything else happens (a namespace is entered while there is one thread)."""
     config.addinivalue_line("markers", "root: needs root; as an ordinary user it is skipped, if the list permits")
+    config.addinivalue_line("markers", "real_blobfuse2: needs Microsoft's own binary, see tests/drivers.py")
     config.stash[SKIPPED], config.stash[COLLECTED] = [], []
     forget_surroundings()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts into the background

@@ -11,8 +11,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from standin.settings import Refused, Settings
+
+if TYPE_CHECKING:
+    from standin.azure import AzureContainer
 
 CHUNK_BYTES = 4 << 20
 
@@ -42,6 +46,38 @@ class Container:
             os.utime(self.path(name), ns=(found.st_atime_ns, found.st_mtime_ns // 10**9 * 10**9))
             found = os.lstat(self.path(name))
         return found
+
+    def names(self, name: str) -> set[str]:
+        """List a directory."""
+        self.wait_while_hung()
+        return set(os.listdir(self.path(name)))
+
+    def mkdir(self, name: str) -> None:
+        """Make a directory."""
+        os.mkdir(self.path(name))
+
+    def rmdir(self, name: str) -> None:
+        """Remove an empty directory."""
+        os.rmdir(self.path(name))
+
+    def unlink(self, name: str) -> None:
+        """Delete a blob. Raises FileNotFoundError."""
+        os.unlink(self.path(name))
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a blob or a directory; onto one that is not empty is refused."""
+        target = self.path(new)
+        if os.path.isdir(target) and os.listdir(target):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        os.rename(self.path(old), target)
+
+    def symlink(self, name: str, target: str) -> None:
+        """Make a symbolic link."""
+        os.symlink(target, self.path(name))
+
+    def readlink(self, name: str) -> str:
+        """Return where a symbolic link points."""
+        return os.readlink(self.path(name))
 
     def download(self, name: str, local: str, mode: int, final_mode: int) -> None:
         """Fetch a blob as the file cache does: full size at once, its mark as mode, time and mode at the end."""
@@ -77,9 +113,18 @@ class Container:
         return switch in self.switches and os.path.exists(self.switches[switch])
 
 
-def open_container(settings: Settings) -> Container:
+AnyContainer: TypeAlias = "Container | AzureContainer"
+
+
+def open_container(settings: Settings, config: str | None) -> AnyContainer:
     """Return the container of the configuration. Raises Refused as the first list of a real mount would."""
     switches = _switches()
+    if str(settings.get("azstorage.endpoint", "")).startswith("http://127.0.0.1:"):
+        from standin.azure import AzureContainer
+
+        emulated = AzureContainer(settings, config)
+        emulated.check()
+        return emulated
     if "loopbackfs" in settings.components:
         root = str(settings.get("loopbackfs.path", ""))
         os.makedirs(root, exist_ok=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import mfusepy
 
-from standin.container import Container
+from standin.container import AnyContainer
 from standin.settings import Settings
 
 MAX_READ_BYTES = 1048576
@@ -52,7 +52,9 @@ class FileCacheOperations(mfusepy.Operations):  # type: ignore[misc]
 
     use_ns = True
 
-    def __init__(self, settings: Settings, container: Container, cache_dir: str, on_mounted: Any, on_end: Any) -> None:
+    def __init__(
+        self, settings: Settings, container: AnyContainer, cache_dir: str, on_mounted: Any, on_end: Any
+    ) -> None:
         self._settings, self._container, self._cache_dir = settings, container, cache_dir
         self._on_mounted, self._on_end = on_mounted, on_end
         self._files = Files()
@@ -110,8 +112,7 @@ class FileCacheOperations(mfusepy.Operations):  # type: ignore[misc]
 
     def readdir(self, path: str, fh: int) -> list[str]:
         """List the store, and local files that it does not have."""
-        self._container.wait_while_hung()
-        names = set(os.listdir(self._container.path(path)))
+        names = self._container.names(path)
         with contextlib.suppress(OSError):
             names |= set(os.listdir(self._local(path)))
         return [".", "..", *sorted(names)]
@@ -226,12 +227,12 @@ class FileCacheOperations(mfusepy.Operations):  # type: ignore[misc]
 
     def mkdir(self, path: str, mode: int) -> int:
         """Make a directory in the store."""
-        os.mkdir(self._container.path(path))
+        self._container.mkdir(path)
         return 0
 
     def rmdir(self, path: str) -> int:
         """Remove an empty directory."""
-        os.rmdir(self._container.path(path))
+        self._container.rmdir(path)
         return 0
 
     def unlink(self, path: str) -> int:
@@ -239,17 +240,14 @@ class FileCacheOperations(mfusepy.Operations):  # type: ignore[misc]
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._local(path))
         try:
-            os.unlink(self._container.path(path))
+            self._container.unlink(path)
         except FileNotFoundError:
             raise mfusepy.FuseOSError(errno.EIO) from None
         return 0
 
     def rename(self, old: str, new: str) -> int:
         """Rename in the store and in the cache; open handles follow."""
-        target = self._container.path(new)
-        if os.path.isdir(target) and os.listdir(target):
-            raise mfusepy.FuseOSError(errno.ENOTEMPTY)
-        os.rename(self._container.path(old), target)
+        self._container.rename(old, new)
         if os.path.exists(self._local(old)):
             os.makedirs(os.path.dirname(self._local(new)), mode=0o755, exist_ok=True)
             os.rename(self._local(old), self._local(new))
@@ -259,12 +257,12 @@ class FileCacheOperations(mfusepy.Operations):  # type: ignore[misc]
 
     def symlink(self, target: str, source: str) -> int:
         """Make a symbolic link."""
-        os.symlink(source, self._container.path(target))
+        self._container.symlink(target, source)
         return 0
 
     def readlink(self, path: str) -> str:
         """Return where a symbolic link points."""
-        return os.readlink(self._container.path(path))
+        return self._container.readlink(path)
 
     # Forgotten
 

@@ -11,7 +11,7 @@ import time
 import warnings
 from pathlib import Path
 
-from standin.container import Container, open_container
+from standin.container import AnyContainer, open_container
 from standin.settings import (
     Refused,
     Settings,
@@ -37,7 +37,7 @@ def mount(path: str, flags: dict[str, str], options: list[str]) -> int:
         wipe(str(settings.get(f"{settings.cache}.path")))
     check_storage(settings)
     cache_dir = check_cache_dir(settings, target)
-    container = open_container(settings)
+    container = open_container(settings, flags.get("--config-file"))
     if settings.truth("foreground"):
         return _serve(target, settings, container, cache_dir, lambda: None, lambda: None)
     return _daemonize(target, settings, container, cache_dir, work_dir)
@@ -88,7 +88,12 @@ def _work_dir(settings: Settings) -> Path:
 
 
 def _serve(
-    target: str, settings: Settings, container: Container, cache_dir: str | None, mounted: object, end: object
+    target: str,
+    settings: Settings,
+    container: AnyContainer,
+    cache_dir: str | None,
+    mounted: object,
+    end: object,
 ) -> int:
     import mfusepy
 
@@ -113,7 +118,7 @@ def _serve(
     return 0
 
 
-def _daemonize(target: str, settings: Settings, container: Container, cache_dir: str | None, work_dir: Path) -> int:
+def _daemonize(target: str, settings: Settings, container: AnyContainer, cache_dir: str | None, work_dir: Path) -> int:
     name = target.replace("/", "_")
     pid_file, trace = work_dir / f"{name}.pid", work_dir / f"{name}.{os.getpid()}.trace"
     read_end, write_end = os.pipe()
@@ -133,7 +138,12 @@ def _daemonize(target: str, settings: Settings, container: Container, cache_dir:
 
 
 def _child(
-    target: str, settings: Settings, container: Container, cache_dir: str | None, ready: int, files: list[Path]
+    target: str,
+    settings: Settings,
+    container: AnyContainer,
+    cache_dir: str | None,
+    ready: int,
+    files: list[Path],
 ) -> int:
     def end() -> None:
         for file in files:

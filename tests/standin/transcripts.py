@@ -100,7 +100,10 @@ class Stage:
         """Describe every file of the cache: size, mode, and whether its time is a whole second."""
         found = {}
         for path in sorted(self.cache.rglob("*")):
-            status = path.lstat()
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue
             if stat.S_ISREG(status.st_mode):
                 whole = status.st_mtime_ns % 10**9 == 0
                 found[str(path.relative_to(self.cache))] = [status.st_size, oct(stat.S_IMODE(status.st_mode)), whole]

@@ -90,15 +90,20 @@ def mount_directory(root: str, places: Locations, spec: MountSpec) -> str:
     return os.path.join(daemon_directory(root, places), directory_name(spec))
 
 
-def session_directory_name() -> str:
-    """Return a name for the cache of a mount that belongs to one process."""
-    return f"{SESSION}{os.getpid()}-{secrets.token_hex(6)}"
+def session_directory(root: str, places: Locations) -> str:
+    """Return a new place below `root` for the cache of a mount that belongs to this process."""
+    return os.path.join(daemon_directory(root, places), f"{SESSION}{os.getpid()}-{secrets.token_hex(6)}")
+
+
+def is_session(path: str) -> bool:
+    """Say whether a cache directory is one that `session_directory` named."""
+    return os.path.basename(path).startswith(SESSION)
 
 
 def make_cache_directory(path: str, spec: MountSpec) -> None:
     """Make the cache directory of `spec` (its parent is there) and mark it as ours. Raises OSError, ConfigError."""
     make_own_directory(path)
-    about = About(spec.name, spec.description, os.path.basename(path).startswith(SESSION))
+    about = About(spec.name, spec.description, is_session(path))
     if read_about(path) != about:
         _write_private(os.path.join(path, ABOUT), json.dumps(asdict(about)).encode())
 

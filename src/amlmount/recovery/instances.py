@@ -29,7 +29,7 @@ class Instance:
     """One run of blobfuse2. `store` is the store's definition (secrets as references), `path` the prefix mounted.
 
     `cache` is the component that keeps data (`file_cache`, `block_cache`, `xload`). `cache_bytes` and `memory_bytes`
-    are what it may take. `owner_*` is who made this record, `pid` the blobfuse2 itself once it runs.
+    are what it may take. `crashed`: it ended before it could empty its cache. `owner_*` is who made this record, `pid` the blobfuse2 itself once it runs.
     """
 
     mount: str
@@ -47,6 +47,7 @@ class Instance:
     pid: int = 0
     pid_start_time: int = 0
     ended_at_s: float = 0.0
+    crashed: bool = False
     trash_after_s: float = 7 * 86400.0
 
     @property
@@ -105,7 +106,7 @@ class Folder:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         aside = os.path.join(base, f"{ASIDE}{stamp}-{name.removeprefix(RUNNING)}")
         os.rename(self.path, aside)
-        return Folder(aside, self.instance).note(ended_at_s=time.time())
+        return Folder(aside, self.instance).note(ended_at_s=time.time(), crashed=True)
 
     def remove(self) -> None:
         """Remove it with all that is in it: for what is known to hold nothing of value."""

@@ -89,7 +89,7 @@ def salvage(folder: Folder, *, dry_run: bool = False) -> Report:
         raise BusyError(f"cannot recover {folder.path}: its blobfuse2 still runs", hint="wait until it has ended")
     with _locked(folder):
         left_s = folder.instance.ended_at_s + SETTLE_S - time.time()
-        if 0 < left_s <= SETTLE_S and not dry_run:
+        if folder.instance.crashed and 0 < left_s <= SETTLE_S and not dry_run:
             time.sleep(left_s)
         store = open_store(folder.instance.store)
         try:

@@ -30,11 +30,12 @@ FILE_NR = "/proc/sys/fs/file-nr"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a mount needs; 0 for `memory_bytes` if its cache keeps no blocks in memory. None: what is reasonable."""
+    """What a mount needs, in bytes; None: what is reasonable, for the cache up to `cache_most_bytes`."""
 
     mount: str
     base: str
     cache_bytes: int | None
+    cache_most_bytes: int
     memory_bytes: int | None
     needs_disk: bool
     needs_memory: bool
@@ -117,7 +118,7 @@ def _memory(asked: Asked, taken: int, machine: Machine) -> int:
 
 def _disk(asked: Asked, taken: int, machine: Machine) -> int:
     left = int(machine.free_disk_bytes * DISK_SHARE) - KEEP_FREE_BYTES - taken
-    wanted = asked.cache_bytes or min(DEFAULT_CACHE_BYTES, max(left, LEAST_CACHE_BYTES))
+    wanted = asked.cache_bytes or min(asked.cache_most_bytes, max(left, LEAST_CACHE_BYTES))
     if wanted > left:
         raise _refused(
             asked,

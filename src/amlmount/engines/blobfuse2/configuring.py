@@ -3,18 +3,19 @@
 The configuration's directory holds nothing else: blobfuse2 watches it and reads again at every change in it.
 """
 
+import contextlib
 import os
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amlmount.blobfuse2.validate import normalized
 from amlmount.config.credentials import SecretRef
 from amlmount.config.spec import MountSpec, SourceSpec
-from amlmount.engines.blobfuse2.budget import MIB, Asked, Granted, Machine, grant, look_at_machine
-from amlmount.engines.blobfuse2.places import Places
-from amlmount.recovery import RUNNING, Folder, Instance, find_folders, make_running
+from amlmount.engines.blobfuse2.budget import DEFAULT_CACHE_BYTES, MIB, Asked, Granted, Machine, grant, look_at_machine
+from amlmount.engines.blobfuse2.places import MARKER, Places
+from amlmount.recovery import Folder, Instance, make_running
 from amlmount.render import render_blobfuse2
 from amlmount.render.choices import choose_cache
 
@@ -23,11 +24,15 @@ _granting = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What one run of blobfuse2 is started with. `mode` is the storage mode of its configuration (`sas`, `key`...)."""
+    """What one run of blobfuse2 is started with. `mode` is the storage mode of its configuration (`sas`, `key`...).
+
+    `lock_fd` (-1: none) locks the mount's cache directory for as long as blobfuse2 holds it too.
+    """
 
     folder: Folder
     runtime_dir: str
-    mode: str
+    mode: str = ""
+    lock_fd: int = -1
 
     @property
     def config_path(self) -> str:
@@ -42,12 +47,16 @@ class Prepared:
     def remove_runtime(self) -> None:
         """Remove configuration and working directory."""
         shutil.rmtree(self.runtime_dir, ignore_errors=True)
-        with_parent = os.path.dirname(self.runtime_dir)
-        for path in (with_parent, os.path.dirname(with_parent)):
-            try:
-                os.rmdir(path)
-            except OSError:
-                return
+        above = os.path.dirname(self.runtime_dir)
+        with contextlib.suppress(OSError):  # the last one takes the directories along
+            os.rmdir(above)
+            os.rmdir(os.path.dirname(above))
+
+    def let_go(self) -> None:
+        """Close our copy of the lock."""
+        if self.lock_fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self.lock_fd)
 
 
 def prepare(
@@ -55,13 +64,15 @@ def prepare(
 ) -> Prepared:
     """Make the directories of a run and write its configuration. Raises BusyError, ConfigError, AccessDeniedError."""
     folder, granted = _reserve(spec, source, places, look)
-    prepared = Prepared(folder, os.path.join(places.runtime_base(spec.name), os.path.basename(folder.path)), "")
+    prepared = Prepared(folder, os.path.join(places.runtime_base(spec.name), os.path.basename(folder.path)))
     try:
         for path in (places.log_dir, prepared.runtime_dir, os.path.dirname(prepared.config_path), prepared.work_dir):
             os.makedirs(path, mode=0o700, exist_ok=True)
+        with open(os.path.join(prepared.runtime_dir, MARKER), "w") as marker:
+            marker.write(folder.path)
         text = render(spec, source, places, prepared, granted)
         write_config(prepared.config_path, text)
-        return Prepared(folder, prepared.runtime_dir, mode_of(text))
+        return replace(prepared, mode=mode_of(text), lock_fd=_lock(spec))
     except BaseException:
         prepared.remove_runtime()
         folder.remove()
@@ -115,7 +126,7 @@ def _reserve(
     base, cache = places.cache_base(spec), choose_cache(spec)
     machine = look(base)
     with _granting:  # two mounts that start together must not be promised the same bytes
-        granted = grant(_asked(spec, base, cache), _all_running(places), machine)
+        granted = grant(_asked(spec, base, cache), (folder.instance for folder in places.running()), machine)
         instance = Instance(
             mount=spec.name,
             target=spec.target,
@@ -139,14 +150,19 @@ def _asked(spec: MountSpec, base: str, cache: str) -> Asked:
     return Asked(
         mount=spec.name,
         base=base,
-        cache_bytes=int(disk) * MIB if disk else spec.cache_max_bytes,
+        cache_bytes=int(disk) * MIB if disk else None,
+        cache_most_bytes=spec.cache_max_bytes or DEFAULT_CACHE_BYTES,
         memory_bytes=int(memory) * MIB if memory else None,
         needs_disk=cache != "block_cache" or spec.policy.cache_on_disk,
         needs_memory=blocks,
     )
 
 
-def _all_running(places: Places) -> list[Instance]:
-    roots = (os.path.dirname(places.lasting_base("x")), os.path.dirname(places.passing_base("x")))
-    bases = [os.path.join(root, name) for root in roots if os.path.isdir(root) for name in os.listdir(root)]
-    return [folder.instance for base in bases for folder in find_folders(base, RUNNING)]
+def _lock(spec: MountSpec) -> int:
+    """Take the lock of the mount's cache directory, so that nobody tidies it away; -1 if there is none to take."""
+    if not spec.read_only or spec.cache_dir is None:
+        return -1
+    from amlmount.cache.places import claim
+
+    found = claim(spec.cache_dir)
+    return -1 if found is None else found

@@ -87,13 +87,16 @@ class Blobfuse2Engine:
         waiting = await in_thread(lambda: caches.put_leftovers_aside(list(dict.fromkeys(bases))))
         prepared = await _made(lambda: prepare(spec, source, self._places), _discard, undo)
         opened = await _made(lambda: mounting.open_mount(spec), lambda opened: mounting.take_back(spec, opened), undo)
-        served = self._spawn(spec, prepared, opened)
+        try:
+            served = self._spawn(spec, prepared, opened)
+        finally:
+            prepared.let_go()
         undo.push_async_callback(served.kill)
         folder = prepared.folder.note(pid=served.process.pid, pid_start_time=served.process.start_time)
         await self._wait_for_answer(spec, served, opened)
         entry = await in_thread(lambda: mounting.show(opened, spec.target))
         self._runs[served.process.pid] = _Run(served, prepared, folder)
-        self._begin(salvaging.salvage_until_done(waiting))
+        self._begin(salvaging.salvage_now(waiting))
         pid, start_time = served.process.pid, served.process.start_time
         return Running(spec, self.name, pid, start_time, opened.fuse_fd, entry.mount_id, served.exited)
 
@@ -110,7 +113,8 @@ class Blobfuse2Engine:
         ]
         env = scrubbed(prepared.mode, prepared.work_dir)
         output, own_log = self._places.output_path(spec.name), self._places.log_path(spec.name)
-        return Served.start(argv, env, opened.fuse_fd, output, own_log)
+        passed = [fd for fd in (opened.fuse_fd, prepared.lock_fd) if fd >= 0]
+        return Served.start(argv, env, passed, output, own_log)
 
     async def _wait_for_answer(self, spec: MountSpec, served: Served, opened: Opened) -> None:
         patience_s = 3600.0  # whoever called `start` has set the deadline
@@ -160,8 +164,8 @@ class Blobfuse2Engine:
         run.prepared.remove_runtime()
         left = await in_thread(lambda: caches.put_away(run.folder))
         folders = [folder for folder in (left, run.kept) if folder is not None]
-        if folders:
-            await salvaging.salvage_until_done(folders)
+        if folders and not await salvaging.salvage_once(folders):
+            self._begin(salvaging.salvage_later(folders))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         chore = asyncio.create_task(work)

@@ -4,14 +4,18 @@ A cache that can hold what is nowhere else lies in the state directory, on a las
 Azure machine is emptied whenever it stops.
 """
 
+import contextlib
+import glob
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from amlmount.config.locations import Locations
 from amlmount.config.spec import MountSpec
-from amlmount.recovery import file_name_of
+from amlmount.recovery import Folder, file_name_of, read_folder
 
 NAME = "blobfuse2"
+MARKER = "cache"  # holds the path of the instance's directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,14 @@ class Places:
         """Return where the cache of `spec` goes."""
         if not spec.read_only:
             return self.lasting_base(spec.name)
-        return spec.cache_dir or self.passing_base(spec.name)
+        return os.path.join(spec.cache_dir, NAME) if spec.cache_dir else self.passing_base(spec.name)
+
+    def running(self) -> Iterator[Folder]:
+        """Yield the instances that this daemon or one before it has started and not put away."""
+        for marker in glob.iglob(os.path.join(glob.escape(self.runtime_dir), NAME, "*", "*", MARKER)):
+            with contextlib.suppress(OSError), open(marker) as file:
+                if (found := read_folder(file.read())) is not None:
+                    yield found
 
     def runtime_base(self, mount: str) -> str:
         """Return where configurations and working directories of a mount are."""

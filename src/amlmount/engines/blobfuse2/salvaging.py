@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from amlmount.engines.offload import in_thread
 from amlmount.errors import AmlmountError
-from amlmount.recovery import Folder
+from amlmount.recovery import Folder, empty_trash, read_report
 from amlmount.run import run
 
 log = logging.getLogger(__name__)
@@ -17,17 +17,26 @@ TIMEOUT_S = 24 * 3600.0
 PAUSES_S = (30.0, 60.0, 300.0, 900.0)
 
 
-async def salvage_until_done(folders: Sequence[Folder]) -> None:
+async def salvage_now(folders: Sequence[Folder]) -> None:
     """Salvage, and again after a pause while something is left that could not be sent."""
-    attempt = 0
-    while not await salvage_once(folders):
+    for folder in folders:
+        empty_trash(folder)
+    if not await salvage_once(folders):
+        await salvage_later(folders)
+
+
+async def salvage_later(folders: Sequence[Folder]) -> None:
+    """Salvage after a pause, and again until nothing is left that could not be sent."""
+    attempt, done = 0, False
+    while not done:
         await asyncio.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
+        done = await salvage_once(folders)
         attempt += 1
 
 
 async def salvage_once(folders: Sequence[Folder]) -> bool:
     """Salvage once; False if something should be tried again."""
-    paths = [folder.path for folder in folders if os.path.isdir(folder.path)]
+    paths = [folder.path for folder in folders if os.path.isdir(folder.path) and not _is_settled(folder)]
     if not paths:
         return True
     argv = [sys.executable, "-P", "-m", "amlmount.recovery", *paths]
@@ -41,6 +50,12 @@ async def salvage_once(folders: Sequence[Folder]) -> bool:
     if done.returncode not in (0, 1):
         log.error("the salvage of %s ended with %d: %s", ", ".join(paths), done.returncode, done.last_words)
     return done.returncode == 0
+
+
+def _is_settled(folder: Folder) -> bool:
+    """Say whether only a person can do more: it was looked through, and what is kept is not for us to decide."""
+    report = read_report(folder)
+    return report is not None and not report["pending"]
 
 
 def _tell(line: str) -> None:

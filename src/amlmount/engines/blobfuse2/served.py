@@ -34,12 +34,14 @@ class Served:
         self._loop.add_reader(process.pidfd, self._on_exit)
 
     @classmethod
-    def start(cls, argv: Sequence[str], env: dict[str, str], fuse_fd: int, output_path: str, log_path: str) -> "Served":
+    def start(
+        cls, argv: Sequence[str], env: dict[str, str], fds: list[int], output_path: str, log_path: str
+    ) -> "Served":
         """Start it in a session of its own, in `/`, with umask 022. Raises AmlmountError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         output = os.open(output_path, flags, 0o600)
         try:
-            process = spawn(argv, env=env, pass_fds=[fuse_fd], stdout=output, stderr=output, cwd="/", umask=0o022)
+            process = spawn(argv, env=env, pass_fds=fds, stdout=output, stderr=output, cwd="/", umask=0o022)
         finally:
             os.close(output)
         return cls(process, output_path, log_path)

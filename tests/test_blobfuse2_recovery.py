@@ -1,0 +1,187 @@
+"""What a killed blobfuse2 leaves in its cache: every kind of file, classified, sent or kept, by itself and by hand."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemons import poll
+from drivers import Account, Driver, sh
+from faulty_proxy import Proxy
+
+pytestmark = pytest.mark.root
+
+EVERY_KIND = {
+    "clean.bin": ("clean", "removed"),
+    "gone.bin": ("stale", "trashed"),
+    "replaced.bin": ("stale", "trashed"),
+    "big.bin": ("unfinished", "trashed"),
+    "sub/stored.txt": ("stored", "removed"),
+    "failed.txt": ("new", "sent"),
+    "old.txt": ("changed", "sent"),
+    "synced.txt": ("new", "sent"),
+    "open.txt": ("new", "sent"),
+    "flying.txt": ("new", "sent"),
+    "empty.txt": ("lost", "kept"),
+    "conflict.txt": ("conflict", "kept"),
+}
+WRITER = """
+import os, sys
+path, text, how = sys.argv[1:]
+fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+if text:
+    os.write(fd, text.encode())
+if how == "fsync":
+    try:
+        os.fsync(fd)
+    except OSError:
+        pass
+print("written", flush=True)
+if how == "close":
+    os.close(fd)
+sys.stdin.read()
+"""
+
+
+class Writers:
+    """Processes that hold files open; killed at the end."""
+
+    def __init__(self) -> None:
+        self.all: list[subprocess.Popen[bytes]] = []
+
+    def open(self, path: str, text: str, how: str = "hold") -> None:
+        argv = [sys.executable, "-c", WRITER, path, text, how]
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.all.append(process)
+        assert process.stdout is not None and process.stdout.readline() == b"written\n"
+
+    def start(self, *argv: str) -> None:
+        null = subprocess.DEVNULL
+        self.all.append(subprocess.Popen(argv, stdin=null, stdout=null, stderr=null))
+
+    def end(self) -> None:
+        for process in self.all:
+            process.kill()
+            process.communicate(timeout=30)
+
+
+@pytest.fixture
+def writers() -> Any:
+    made = Writers()
+    yield made
+    made.end()
+
+
+def fails_to_write(path: str, text: str) -> None:
+    """Write a file whose upload is refused: close() says so (a shell's own `>` would not)."""
+    code = "import sys; file = open(sys.argv[1], 'w'); file.write(sys.argv[2]); file.close()"
+    argv = [sys.executable, "-c", code, path, text]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "OSError" in done.stderr, done
+
+
+def asides(account: Account, name: str) -> list[Path]:
+    base = Path(account.world.state_dir, "blobfuse2", name)
+    return sorted(base.glob("aside-*")) if base.exists() else []
+
+
+def reports(account: Account, name: str) -> list[dict[str, Any]]:
+    found = [path / "report.json" for path in asides(account, name)]
+    return [json.loads(path.read_text()) for path in found if path.exists()]
+
+
+def leave_every_kind(account: Account, proxy: Proxy, writers: Writers) -> int:
+    """Bring a mount into the state in which its cache holds every kind of file; return who serves it."""
+    data = account.container("data")
+    for name in ("clean.bin", "gone.bin", "old.txt", "conflict.txt", "replaced.bin"):
+        data.put(name, f"first of {name}".encode())
+    data.put("big.bin", os.urandom(9 << 20))
+    account.go_through(proxy)
+    account.configure(engine="blobfuse2", read_only=False)
+    account.up()
+    here, pid = account.target("data"), int(account.status("data")["pid"])
+    sh(f"cd {here}; cat clean.bin gone.bin replaced.bin; mkdir -p sub; echo stored > sub/stored.txt")
+    proxy.refuses = lambda method, path: method == "PUT"
+    for name in ("failed.txt", "old.txt", "conflict.txt"):
+        fails_to_write(f"{here}/{name}", f"second of {name}\n")
+    writers.open(f"{here}/synced.txt", "synced", "fsync")
+    writers.open(f"{here}/open.txt", "open")
+    writers.open(f"{here}/empty.txt", "")
+    proxy.refuses = lambda method, path: False
+    proxy.holds = lambda method, path: method == "PUT" and path.endswith("/flying.txt")
+    writers.open(f"{here}/flying.txt", "flying\n", "close")
+    poll(lambda: proxy.held, "the upload is not under way")
+    proxy.stop_after_bytes = 1 << 20
+    held = proxy.held.total()
+    writers.start("cat", f"{here}/big.bin")
+    poll(lambda: proxy.held.total() > held, "the download is not under way")
+    time.sleep(1.1)  # Last-Modified has whole seconds
+    data.put("conflict.txt", b"somebody else's")
+    data.put("replaced.bin", b"a new version")
+    data.delete("gone.bin")
+    return pid
+
+
+def test_every_kind_of_file_at_kill_9(driver: Driver, account: Account, proxy: Proxy, writers: Writers) -> None:
+    pid = leave_every_kind(account, proxy, writers)
+    data = account.opened["data"]
+    os.kill(pid, signal.SIGKILL)
+    proxy.release()
+    account.until_replaced("data", pid)
+    [report] = poll(lambda: reports(account, "data"), "no report", 60)
+    found = {file["name"]: (file["verdict"], file["action"]) for file in report["files"]}
+    assert found == EVERY_KIND
+    for name in ("failed.txt", "old.txt"):
+        assert data.get(name) == f"second of {name}\n".encode()
+    assert (data.get("synced.txt"), data.get("open.txt"), data.get("flying.txt")) == (b"synced", b"open", b"flying\n")
+    assert data.get("conflict.txt") == b"somebody else's" and data.head("big.bin").size_bytes == 9 << 20
+    [aside] = asides(account, "data")
+    assert (aside / "data/conflict.txt").read_text() == "second of conflict.txt\n"
+    again = account.world.cli("recover", "data")
+    assert again.returncode == 7 and "conflict.txt" in again.stdout and str(aside) in again.stderr
+    account.down()
+
+
+def test_a_failed_upload_survives_a_clean_unmount(driver: Driver, account: Account, proxy: Proxy) -> None:
+    data = account.container("data")
+    account.go_through(proxy)
+    account.configure(engine="blobfuse2", read_only=False)
+    account.up()
+    proxy.refuses = lambda method, path: method == "PUT"
+    fails_to_write(f"{account.target('data')}/failed.txt", "precious\n")
+    sh(f"cat {account.target('data')}/failed.txt")
+    proxy.refuses = lambda method, path: False
+    account.down()
+    poll(lambda: any(page.objects for page in data.list()), "not sent")
+    assert data.get("failed.txt") == b"precious\n"
+    poll(lambda: account.leftovers() == [], f"left: {account.leftovers()}")
+
+
+def test_what_cannot_be_sent_waits_for_recover(driver: Driver, account: Account, proxy: Proxy) -> None:
+    data = account.container("data")
+    account.go_through(proxy)
+    account.configure(engine="blobfuse2", read_only=False)
+    account.up()
+    proxy.refuses = lambda method, path: method == "PUT"
+    fails_to_write(f"{account.target('data')}/failed.txt", "precious\n")
+    account.down()
+    [aside] = asides(account, "data")
+    poll(lambda: not account.world.processes(), "something still runs")
+    seen = account.world.cli_json("recover", "data", "--dry-run")
+    assert [(file["name"], file["verdict"], file["action"]) for file in seen[0]["files"]] == [
+        ("failed.txt", "new", "none")
+    ]
+    refused = account.world.cli("recover", "data")
+    assert refused.returncode == 7 and (aside / "data/failed.txt").read_text() == "precious\n"
+    proxy.refuses = lambda method, path: False
+    done = account.world.cli_json("recover", "data")
+    assert [file["action"] for file in done[0]["files"]] == ["sent"]
+    assert data.get("failed.txt") == b"precious\n" and asides(account, "data") == []
+    assert account.world.cli("recover", "data").returncode == 0
+    assert account.world.cli("recover", "dota").returncode == 3
