@@ -19,7 +19,7 @@ from amlmount.cache import (
     used_roots,
 )
 from amlmount.cache.leftovers import remove_leftovers
-from amlmount.cache.places import claim, is_used, read_about, session_directory_name
+from amlmount.cache.places import claim, is_used, read_about, session_directory
 from amlmount.config.load import config_from
 from amlmount.config.locations import Locations
 from amlmount.config.models import CacheConfig
@@ -116,7 +116,7 @@ def test_what_is_left_is_found_and_removed(places: Locations, tmp_path: Path) ->
     kept, left = made(places, tmp_path), made(places, tmp_path, container_name="old")
     os.makedirs(f"{left}/packs")
     Path(f"{left}/packs/000001.pack").write_bytes(bytes(300_000))
-    session = os.path.join(os.path.dirname(kept), session_directory_name())
+    session = session_directory(str(tmp_path / "root"), places)
     make_cache_directory(session, specs()[0])
     os.mkdir(f"{os.path.dirname(kept)}/not ours")
     found = find_caches([str(tmp_path / "root"), str(tmp_path / "nowhere")], places, [kept])

@@ -6,9 +6,16 @@ What is inside a cache directory is the business of whoever fills it (`docs/cach
 from amlmount.cache.assign import assign_caches, needs_cache, prepare_cache, used_roots
 from amlmount.cache.budget import Demand, allot
 from amlmount.cache.disks import Disks, DiskUsage, rough_size
-from amlmount.cache.leftovers import CacheInfo, disk_bytes, find_caches, remove_cache, remove_leftovers
-from amlmount.cache.places import make_cache_directory, mount_directory
-from amlmount.cache.root import CacheRoot, budget_bytes, choose_root, is_named_root
+from amlmount.cache.leftovers import (
+    CacheInfo,
+    disk_bytes,
+    find_caches,
+    remove_cache,
+    remove_leftovers,
+    remove_session_cache,
+)
+from amlmount.cache.places import make_cache_directory, mount_directory, session_directory
+from amlmount.cache.root import CacheRoot, budget_bytes, choose_root, is_named_root, temporary_roots
 
 __all__ = [
     "CacheInfo",
@@ -29,6 +36,9 @@ __all__ = [
     "prepare_cache",
     "remove_cache",
     "remove_leftovers",
+    "remove_session_cache",
     "rough_size",
+    "session_directory",
+    "temporary_roots",
     "used_roots",
 ]

@@ -3,6 +3,7 @@
 Removal follows no symlink, leaves the disk it began on to nobody, and refuses what does not look like ours.
 """
 
+import logging
 import os
 import shutil
 import stat
@@ -10,11 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from amlmount.cache.places import SESSION, About, claim, daemon_directory, is_used, read_about
+from amlmount.cache.places import About, claim, daemon_directory, is_session, is_used, read_about
 from amlmount.config.locations import Locations
 from amlmount.errors import AmlmountError, BusyError
 from amlmount.mounts import read_mounts
 
+log = logging.getLogger(__name__)
 DOOMED = ".removed"
 CacheState = Literal["used", "kept", "left"]
 
@@ -84,6 +86,15 @@ def remove_leftovers(caches: Sequence[CacheInfo]) -> Iterator[tuple[CacheInfo, A
             yield cache, AmlmountError(f"cannot remove '{cache.path}': {(error.strerror or '').lower()}")
 
 
+def remove_session_cache(path: str | None) -> None:
+    """Remove the cache of a mount that belonged to a process, if it had one and nobody uses it; never raises."""
+    if path is not None and is_session(path) and os.path.lexists(path):
+        try:
+            remove_cache(path)
+        except (AmlmountError, OSError) as error:
+            log.warning("the cache %s stays (`amlmount cache prune` removes it): %s", path, error)
+
+
 def _remove_claimed(path: str) -> None:
     lock = claim(path)
     if lock is None:
@@ -143,7 +154,7 @@ def _below(folder: str) -> list[str]:
 def _info(path: str, about: About, is_wanted: bool) -> CacheInfo:
     used = is_used(path)
     state: CacheState = "used" if used else "kept" if is_wanted else "left"
-    name = f"{about.mount} (session)" if os.path.basename(path).startswith(SESSION) else about.mount
+    name = f"{about.mount} (session)" if is_session(path) else about.mount
     files = list(_walk(path))
     size_bytes = sum(found.st_blocks * 512 for found in files)
     last_used_s = max((found.st_mtime for found in files), default=0.0)

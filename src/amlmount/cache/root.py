@@ -89,6 +89,11 @@ def is_named_root(wanted: CacheConfig, env: Mapping[str, str] = os.environ) -> b
     return bool(wanted.root or env.get("AMLMOUNT_CACHE_ROOT"))
 
 
+def temporary_roots(disks: Disks | None = None) -> list[str]:
+    """Return where caches are on the temporary disks of this machine."""
+    return [candidate.path for candidate in _temporary(disks or Disks(), None)]
+
+
 def _share(size: int | Percent, disk: DiskUsage) -> int:
     return size.of(disk.total_bytes) if isinstance(size, Percent) else size
 

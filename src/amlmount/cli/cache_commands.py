@@ -99,12 +99,12 @@ class _Caches:
     """The caches of the daemon that is meant, by its own configuration if it runs."""
 
     def __init__(self, ctx: typer.Context) -> None:
-        from amlmount.cache import find_caches, used_roots
+        from amlmount.cache import find_caches, temporary_roots, used_roots
 
         places = locations(ctx)
         self.config = _config(ctx)
         named = [self.config.cache.root] if self.config.cache.root else []
-        self._roots = list(dict.fromkeys([*used_roots(places), *named, str(places.cache_root)]))
+        self._roots = list(dict.fromkeys([*used_roots(places), *named, *temporary_roots(), str(places.cache_root)]))
         self.wanted = _wanted(self.config, self._roots, ctx)
         self.found = find_caches(self._roots, places, [path for paths in self.wanted.values() for path in paths])
 

@@ -55,6 +55,10 @@ class CacheKeeper:
     def on_change(self, status: MountStatus) -> None:
         """Take in that a mount came or went: a new one is to have its allowance at once."""
         self._told.pop(status.name, None)
+        self.share_out_soon()
+
+    def share_out_soon(self) -> None:
+        """Take in that there may be more or less room than before."""
         self._arm(SOON_S)
 
     def close(self) -> None:
