@@ -13,12 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from amlmount.cache import remove_session_cache
 from amlmount.config.spec import MountSpec
 from amlmount.engines import select_engine
 from amlmount.errors import MountFailedError
 from amlmount.mounts.fusemount import unmount
 from amlmount.mounts.paths import canonical
 from amlmount.mounts.target import TargetPlan, prepare_target, remove_target
+from amlmount.session.caching import with_session_cache
 from amlmount.session.source import Source, resolve_source
 
 START_TIMEOUT_S = 30.0
@@ -44,8 +46,12 @@ class Mount:
     `stop()` and the end of a `with` do nothing.
     """
 
-    def __init__(self, spec: MountSpec, *, in_process: bool, timeout_s: float) -> None:
+    def __init__(
+        self, spec: MountSpec, *, in_process: bool, timeout_s: float, config_path: Path | None = None
+    ) -> None:
         self._spec = spec
+        self._config_path = config_path
+        self._cache_dir: str | None = None
         self._in_process = in_process
         self._timeout_s = timeout_s
         self._lock = threading.RLock()
@@ -69,11 +75,14 @@ class Mount:
                 return
             plan = _prepare(self.mount_point)
             host = _new_host(self._in_process)
+            spec = with_session_cache(self._spec, self._config_path)
             try:
-                host.start(self._spec, plan, self._timeout_s)
+                host.start(spec, plan, self._timeout_s)
             except BaseException:
+                remove_session_cache(spec.cache_dir)
                 remove_target(plan)
                 raise
+            self._cache_dir = spec.cache_dir
             self._host, self._plan, self._pid = host, plan, os.getpid()
             atexit.register(self.stop)
 
@@ -90,6 +99,7 @@ class Mount:
             try:
                 host.stop()
             finally:
+                remove_session_cache(self._cache_dir)
                 remove_target(self._plan)
 
     def __enter__(self) -> "Mount":
@@ -138,7 +148,7 @@ def mount(
     _refuse_what_a_session_cannot(spec)
     if in_process:
         spec = spec.model_copy(update={"policy": spec.policy.model_copy(update={"direct_io": True, "no_open": False})})
-    return Mount(spec, in_process=in_process, timeout_s=timeout_s)
+    return Mount(spec, in_process=in_process, timeout_s=timeout_s, config_path=path)
 
 
 def _refuse_what_a_session_cannot(spec: MountSpec) -> None:
