@@ -9,6 +9,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from amlmount.cache import remove_session_cache
 from amlmount.config.spec import MountSpec
 from amlmount.errors import AmlmountError, MountFailedError
 from amlmount.mounts.readahead import widen_read_ahead
@@ -117,6 +118,8 @@ class Worker:
             self._tie.let_go()
         if self._files:
             self._files.close()
+        if self._tie:
+            remove_session_cache(self._spec.cache_dir)
 
 
 def _refused(spec: MountSpec, error: OSError) -> MountFailedError:
