@@ -129,6 +129,7 @@ class _Daemon:
         self._sudo_uid = _env_number("SUDO_UID")
         self._config = _read_config(options, needed=False)
         self.supervisor = _make_supervisor(options, self._specs(self._config))
+        self._caches = CacheKeeper(self.supervisor, lambda: self._config.cache)
         self._server = ApiServer(self, str(options.locations.socket))
         self._requests = 0
         self._ending = asyncio.Event()
@@ -143,8 +144,7 @@ class _Daemon:
             undo.push_async_callback(self._server.close)
             await self._server.open()
             undo.push_async_callback(self.supervisor.close, timeout_s=CLOSE_TIMEOUT_S)
-            keeper = CacheKeeper(self.supervisor, lambda: self._config.cache)
-            for watcher in (RefreshTimer(self.supervisor), keeper):
+            for watcher in (RefreshTimer(self.supervisor), self._caches):
                 self.supervisor.listen(watcher.on_change)
                 undo.callback(watcher.close)
             self.supervisor.listen(self._on_change)
@@ -181,6 +181,7 @@ class _Daemon:
         config = _read_config(self._options)
         self.supervisor.update(self._specs(config))
         self._config = config
+        self._caches.share_out_soon()
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
