@@ -53,6 +53,7 @@ class Worker:
         self._tie = Tie(order.spec, order.tied) if order.tied else None
         self._watch = Watch(channel, caller_pidfd, self.end, self._ask)
         self._controls: Controls | None = None
+        self._closing = threading.Lock()  # whoever is second must not end the process under the first
         self._telling = threading.Lock()  # answers come from threads of their own
         self._files: FileSystem | None = None
 
@@ -114,12 +115,13 @@ class Worker:
             self._channel.send(body)
 
     def _close(self) -> None:
-        if self._tie:
-            self._tie.let_go()
-        if self._files:
-            self._files.close()
-        if self._tie:
-            remove_session_cache(self._spec.cache_dir)
+        with self._closing:
+            if self._tie:
+                self._tie.let_go()
+            if self._files:
+                self._files.close()
+            if self._tie:
+                remove_session_cache(self._spec.cache_dir)
 
 
 def _refused(spec: MountSpec, error: OSError) -> MountFailedError:
