@@ -73,13 +73,13 @@ class Handles:
         self.backings: BackingFiles | None = None
 
     def open(self, node: Node) -> bytes:
-        """Return the reply to an OPEN."""
+        """Return the reply to an OPEN. Raises OSError ESTALE if this version of the file is gone."""
+        self._files.opened(node)
         inode = self._inodes.get(node.node_id)
         if inode is None:
             inode = self._inodes[node.node_id] = _OpenInode(node)
             inode.backing_id = self._back(node)
         inode.count += 1
-        self._files.opened(node)
         handle = next(self._numbers)
         self._handles[handle] = inode
         flags = OpenFlag.PASSTHROUGH if inode.backing_id else self._flags

@@ -144,7 +144,7 @@ class OpenFiles(Protocol):
         ...
 
     def opened(self, node: Node) -> None:
-        """A handle of a file was made."""
+        """A handle of a file is made. Raises OSError ESTALE for a version that is gone: the path is walked anew."""
         ...
 
     def released(self, node: Node) -> None:

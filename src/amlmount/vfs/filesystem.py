@@ -65,6 +65,7 @@ class BlobFileSystem:
         self._succession: Succession | None = None
         width = LOCAL_AHEAD if all(source.store.is_local for source in self._sources) else REMOTE_AHEAD
         self._ahead = ListAhead(lambda directory: self._entries(directory, may_wait=True), width)
+        self._gone: set[int] = set()  # versions the store said are gone, as long as the kernel holds them
         self._content = open_content(self._download, self._present_children) if open_content else None
         if whole is None:
             self._add_children([(name, source) for name, source in sources if name is not None])
@@ -143,6 +144,7 @@ class BlobFileSystem:
     def _read_failed(self, node: FileNode, error: AmlmountError) -> OSError:
         self._troubles.failed(node.source.name, error)
         if errno_of(error) == errno.ESTALE and not self._policy.pinned:
+            self._gone.add(node.node_id)
             self._expire(node.parent_id)  # the next open finds what is there now, not after the listing's time
         return as_os_error(error)
 
@@ -178,6 +180,7 @@ class BlobFileSystem:
         """See FileSystem.forget."""
         with self._lock:
             self._tree.forget(node_id, nlookup)
+            self._gone.discard(node_id)
 
     def close(self) -> None:
         """See FileSystem.close."""
@@ -195,8 +198,10 @@ class BlobFileSystem:
         return self._content is not None
 
     def opened(self, node: Node) -> None:
-        """See OpenFiles.opened."""
+        """See OpenFiles.opened; a version that is gone from the store is not opened any more."""
         if self._content is not None and _is_remote(node):
+            if node.node_id in self._gone:
+                raise OSError(errno.ESTALE, "this version is gone")
             self._content.opened(node)
 
     def released(self, node: Node) -> None:

@@ -148,6 +148,7 @@ class Pool:
         self.proxy = find_proxy(scheme, host)
         self._idle: deque[tuple[http.client.HTTPConnection, float]] = deque()
         self._lock = threading.Lock()
+        self._is_closed = False
 
     def send(self, request: Request, deadline: Deadline, *, fresh: bool = False) -> Exchange:
         """Send a request on an idle connection, or on a new one. Raises OSError or HTTPException."""
@@ -164,7 +165,7 @@ class Pool:
         """Keep a connection for the next request, if it can serve one."""
         if is_clean:
             with self._lock:
-                if len(self._idle) < _MAX_IDLE_CONNECTIONS:
+                if not self._is_closed and len(self._idle) < _MAX_IDLE_CONNECTIONS:
                     self._idle.append((connection, time.monotonic()))
                     return
         connection.close()
@@ -177,8 +178,9 @@ class Pool:
         return connection.sock
 
     def close(self) -> None:
-        """Close what is idle."""
+        """Close what is idle; what is in use is closed when it comes back."""
         with self._lock:
+            self._is_closed = True
             idle, self._idle = list(self._idle), deque()
         for connection, _ in idle:
             connection.close()

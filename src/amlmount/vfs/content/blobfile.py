@@ -32,6 +32,7 @@ class BlobFile:
         self._head = _head(key, name, grid)
         self.sums: array[int] = array("I", bytes(4 * grid.count))
         self._unchecked: set[int] = set()
+        self._level = logging.WARNING
         if not self._load():
             os.ftruncate(self._data.fd, 0)
             os.ftruncate(self._map.fd, 0)
@@ -101,7 +102,8 @@ class BlobFile:
             if block_sum(data) == self.sums[block]:
                 self._unchecked.discard(block)
                 continue
-            log.warning("%s is damaged in block %d, which is fetched again", self._data.path, block)
+            log.log(self._level, "%s is damaged in block %d, which is fetched again", self._data.path, block)
+            self._level = logging.DEBUG  # said once
             self.forget(block, block + 1)
             is_good = False
         return is_good

@@ -155,9 +155,12 @@ class CacheDirectory:
             file.stamp(now)
 
     def close(self) -> None:
-        """Let another process use the directory."""
-        self.packs.close()
-        os.close(self._guard)
+        """Let another process use the directory; calling it twice is harmless."""
+        with self._lock:
+            guard, self._guard = self._guard, -1
+        if guard >= 0:
+            self.packs.close()
+            os.close(guard)
 
     def _grow(self, more_bytes: int) -> None:
         if self.limit_bytes is None:

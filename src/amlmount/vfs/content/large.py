@@ -23,7 +23,7 @@ from amlmount.vfs.content.small import Download
 from amlmount.vfs.content.workers import Workers
 from amlmount.vfs.nodes import FileNode
 
-RANGE_BYTES = 4 << 20  # of one request ahead of a reader
+RANGE_BYTES = 2 << 20  # of one request ahead of a reader
 MAX_OPEN_BLOBS = 256
 _CHECKED_AT_ONCE = 16
 _ATTEMPTS = 3

@@ -37,6 +37,7 @@ class Pack:
     end: int
     index_end: int
     last_used_s: float
+    is_damaged: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -148,7 +149,9 @@ class Packs:
         if found[: RECORD.size] == RECORD.pack(key, length, record_sum(data)) and len(data) == length:
             pack.last_used_s = time.time()
             return data
-        log.warning("%s is damaged at byte %d; what was there is fetched again", pack.file.path, offset)
+        level = logging.DEBUG if pack.is_damaged else logging.WARNING  # said once
+        pack.is_damaged = True
+        log.log(level, "%s is damaged at byte %d; what was there is fetched again", pack.file.path, offset)
         return None
 
     def _load(self, number: int) -> None:

@@ -1,7 +1,7 @@
 """Small files ahead of their readers: once one of a directory is read, the others follow, in listing order.
 
-How much: FIRST_FILES after the first read in a directory, `budget_bytes` after every later one, counted anew each
-time, so a reader that goes away leaves no more than that behind. What the kernel reads from its page cache it does
+How much: FIRST_FILES after the first read in a directory, then up to `budget_bytes` ahead of where the reader was
+seen last: no more than that is left behind by one that goes away. What the kernel reads from its page cache it does
 not tell; therefore one file in every quarter of the budget is left out of the page cache, to hear of its reader.
 """
 
@@ -29,9 +29,9 @@ Children = dict[bytes, Node]
 
 
 class _Ahead:
-    """One directory: which of its small files have had their turn."""
+    """One directory: which of its small files have had their turn, and how much of that is ahead of its reader."""
 
-    __slots__ = ("bytes_left", "children", "cursor", "files_left", "nodes", "reads", "visited")
+    __slots__ = ("bytes_left", "children", "cursor", "files_left", "front", "nodes", "reads", "unread_bytes", "visited")
 
     def __init__(self, children: Children, max_bytes: int) -> None:
         self.children = children
@@ -39,23 +39,30 @@ class _Ahead:
             node for node in children.values() if node.kind is NodeKind.FILE and 0 < node.size_bytes <= max_bytes
         ]
         self.visited = bytearray(len(self.nodes))
-        self.cursor = 0
-        self.reads = 0
+        self.cursor = self.front = 0  # what comes next; what the reader has not come to yet
+        self.reads = self.unread_bytes = 0
         self.files_left = self.bytes_left = 0
 
     def reached(self, node: FileNode, is_missing: bool, budget_bytes: int) -> None:
         """Take in that a file was read: what follows it comes next."""
         self.reads += 1
-        self.files_left = FIRST_FILES if self.reads == 1 else len(self.nodes)
-        self.bytes_left = budget_bytes
         position = bisect.bisect_left(self.nodes, node.name, key=lambda one: one.name)
-        if position == len(self.nodes) or self.nodes[position] is not node:
-            return
-        if is_missing and self.visited[position] and 0 not in self.visited:
-            self.visited = bytearray(len(self.nodes))  # it went out of the cache, and others may have too
-        self.visited[position] = 1
-        if is_missing:
-            self.cursor = position + 1
+        if position < len(self.nodes) and self.nodes[position] is node:
+            self._move(position, is_missing)
+        self.files_left = FIRST_FILES if self.reads == 1 else len(self.nodes)
+        self.bytes_left = budget_bytes - self.unread_bytes
+
+    def _move(self, position: int, is_missing: bool) -> None:
+        if is_missing:  # a jump, or the first read here
+            if self.visited[position] and 0 not in self.visited:
+                self.visited = bytearray(len(self.nodes))  # it went out of the cache, and others may have too
+            self.visited[position] = 1
+            self.cursor = self.front = position + 1
+            self.unread_bytes = 0
+        elif self.front <= position < self.cursor:
+            read = sum([node.size_bytes for node in self.nodes[self.front : position + 1]])
+            self.unread_bytes = max(self.unread_bytes - read, 0)
+            self.front = position + 1
 
     def next(self) -> FileNode | None:
         """Return the next file to fetch, None when there is none or the budget is used up."""
@@ -69,6 +76,7 @@ class _Ahead:
         self.visited[index], self.cursor = 1, index + 1
         self.files_left -= 1
         self.bytes_left -= node.size_bytes
+        self.unread_bytes += node.size_bytes
         return node
 
 
