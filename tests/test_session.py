@@ -326,6 +326,20 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     assert done.stdout == "7\n", done.stderr
 
 
+def test_in_process_a_file_that_is_open_does_not_freeze_a_fork(source: str) -> None:
+    """subprocess closes our files in the child while we hold the GIL: a FLUSH then would wait for us for ever."""
+    body = """
+import subprocess
+with m:
+    with open(f"{m.mount_point}/big.bin", "rb") as file:
+        begun = time.monotonic()
+        subprocess.run(["true"])
+        print(time.monotonic() - begun < 3, len(file.read()))
+"""
+    done = subprocess.run(script(body, source, how="thread"), capture_output=True, text=True, timeout=30)
+    assert done.stdout == "True 300000\n", done.stderr
+
+
 def test_in_process_a_shared_mapping_is_refused(source: str) -> None:
     """np.memmap(mode="r") on a mount its own process serves: an error, where without direct I/O it freezes for ever."""
     body = """

@@ -149,9 +149,12 @@ class ReadOnlyAdapter:
             self._fs.forget(node_id, 1)
 
     def _open_flags(self) -> OpenFlag:
+        # Nothing was written, so a close has nothing to flush; asked all the same, it would wait for us, and one that
+        # waits while it holds the GIL (a fork of a process that serves itself) would wait for ever.
+        flags = OpenFlag.NOFLUSH
         if self._policy.direct_io:
-            return OpenFlag.DIRECT_IO
-        return OpenFlag.KEEP_CACHE if self._policy.keep_cache else OpenFlag(0)
+            return flags | OpenFlag.DIRECT_IO
+        return flags | OpenFlag.KEEP_CACHE if self._policy.keep_cache else flags
 
     def _lookup(self, request: Request, may_wait: bool) -> Reply:
         name = cast(NameIn, request.body).name

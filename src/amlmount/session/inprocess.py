@@ -46,6 +46,7 @@ class ThreadHost:
             thread = threading.Thread(target=_serve, args=(descriptor, files, spec), name="amlmount-serve", daemon=True)
             undo.callback(_end, entry, thread)
             _set_guard(entry, plan, undo)
+            undo.callback(_end, entry, thread)  # again, and so first: unmounting forks, which the guard must watch over
             thread.start()
             _wait_for_answer(spec, timeout_s)
             self._undo = undo.pop_all()
