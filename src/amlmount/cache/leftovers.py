@@ -88,11 +88,14 @@ def remove_leftovers(caches: Sequence[CacheInfo]) -> Iterator[tuple[CacheInfo, A
 
 def remove_session_cache(path: str | None) -> None:
     """Remove the cache of a mount that belonged to a process, if it had one and nobody uses it; never raises."""
-    if path is not None and is_session(path) and os.path.lexists(path):
+    if path is None or not is_session(path):
+        return
+    for place in (path, path + DOOMED):  # the second: whoever began before us was ended in the middle of it
         try:
-            remove_cache(path)
+            if os.path.lexists(place):
+                remove_cache(place)
         except (AmlmountError, OSError) as error:
-            log.warning("the cache %s stays (`amlmount cache prune` removes it): %s", path, error)
+            log.warning("the cache %s stays (`amlmount cache prune` removes it): %s", place, error)
 
 
 def _remove_claimed(path: str) -> None:
