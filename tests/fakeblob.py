@@ -33,7 +33,7 @@ class Blob:
     modified: str
     metadata: dict[str, str]
     md5: str
-    block_ids: tuple[str, ...] = ()
+    blocks: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,13 @@ class FakeBlobService:
         name: str,
         data: bytes,
         metadata: dict[str, str] | None = None,
-        block_ids: tuple[str, ...] = (),
+        blocks: tuple[tuple[str, bytes], ...] = (),
     ) -> Blob:
         """Store a blob (under the lock)."""
         self._versions += 1
         md5 = base64.b64encode(hashlib.md5(data).digest()).decode()
         etag = f"0x8DE{self._versions:012X}"
-        blob = Blob(data, etag, formatdate(usegmt=True), metadata or {}, md5, block_ids)
+        blob = Blob(data, etag, formatdate(usegmt=True), metadata or {}, md5, blocks)
         self.containers[container][name] = blob
         return blob
 
@@ -233,17 +233,40 @@ class _Handler(BaseHTTPRequestHandler):
         present = self.fake.containers[container].get(name)
         if refused := _check_conditions(asked, present):
             return refused
-        ids: tuple[str, ...] = ()
+        if asked.query.get("comp") == "metadata":
+            return self._describe(asked, container, name, present)
+        if "x-ms-copy-source" in asked.headers:
+            return self._copy(asked, container, name)
+        blocks: tuple[tuple[str, bytes], ...] = ()
         if asked.query.get("comp") == "blocklist":
-            ids = tuple(re.findall("<Uncommitted>([^<]+)<", body.decode()))
-            body = b"".join(staged[block] for block in ids)
+            known = {"Uncommitted": staged, "Committed": dict(present.blocks) if present else {}}
+            listed = re.findall("<(Uncommitted|Committed)>([^<]+)<", body.decode())
+            if any(block not in known[kind] for kind, block in listed) or len({len(block) for _, block in listed}) > 1:
+                return _error(400, "InvalidBlockList", "The specified block list is invalid.")
+            blocks = tuple((block, known[kind][block]) for kind, block in listed)
+            body = b"".join(data for _, data in blocks)
         sent = asked.headers.get("content-md5")
         if asked.query.get("comp") != "blocklist" and sent and sent != _md5(body):
             return _error(400, "Md5Mismatch", "The MD5 value does not match.")
         self.fake.blocks.pop((container, name), None)
-        metadata = {key[10:]: value for key, value in asked.headers.items() if key.startswith("x-ms-meta-")}
-        blob = self.fake.put(container, name, body, metadata, ids)
+        blob = self.fake.put(container, name, body, _metadata(asked), blocks)
         return 201, b"", {"ETag": f'"{blob.etag}"', "Last-Modified": blob.modified}
+
+    def _describe(self, asked: Asked, container: str, name: str, present: Blob | None) -> "Answer":
+        if present is None:
+            return _error(404, "BlobNotFound", "The specified blob does not exist.")
+        blob = self.fake.put(container, name, present.data, _metadata(asked), present.blocks)
+        return 200, b"", {"ETag": f'"{blob.etag}"', "Last-Modified": blob.modified}
+
+    def _copy(self, asked: Asked, container: str, name: str) -> "Answer":
+        source_name = unquote(urlsplit(asked.headers["x-ms-copy-source"]).path.split("/", 3)[3])
+        source = self.fake.containers[container].get(source_name)
+        if source is None:
+            return _error(404, "BlobNotFound", "The specified blob does not exist.")
+        if asked.headers.get("x-ms-source-if-match", "").strip('"') not in ("", source.etag):
+            return _error(412, "SourceConditionNotMet", "The source condition is not met.")
+        blob = self.fake.put(container, name, source.data, source.metadata, source.blocks)
+        return 202, b"", {"ETag": f'"{blob.etag}"', "Last-Modified": blob.modified, "x-ms-copy-status": "success"}
 
     def _existing(self, asked: Asked, blobs: dict[str, Blob], name: str) -> "Answer":
         blob = blobs.get(name)
@@ -255,8 +278,11 @@ class _Handler(BaseHTTPRequestHandler):
             del blobs[name]
             return 202, b"", {}
         if asked.query.get("comp") == "blocklist":
-            names = "".join(f"<Block><Name>{block}</Name></Block>" for block in blob.block_ids)
-            return 200, f"<BlockList><CommittedBlocks>{names}</CommittedBlocks></BlockList>".encode(), {}
+            names = "".join(
+                f"<Block><Name>{block}</Name><Size>{len(data)}</Size></Block>" for block, data in blob.blocks
+            )
+            text = f"<BlockList><CommittedBlocks>{names}</CommittedBlocks></BlockList>"
+            return 200, text.encode(), {"ETag": f'"{blob.etag}"'}
         headers = {"ETag": f'"{blob.etag}"', "Last-Modified": blob.modified, "x-ms-blob-type": "BlockBlob"}
         headers |= {f"x-ms-meta-{key}": value for key, value in blob.metadata.items()}
         wanted = asked.headers.get("x-ms-range") or asked.headers.get("range")
@@ -326,6 +352,10 @@ def _error(status: int, code: str, detail: str, headers: dict[str, str] | None =
     )
     xml = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{escape(message)}</Message>{extra}</Error>'
     return status, xml.encode(), {"x-ms-error-code": code, "Content-Type": "application/xml"} | (headers or {})
+
+
+def _metadata(asked: Asked) -> dict[str, str]:
+    return {key[10:]: value for key, value in asked.headers.items() if key.startswith("x-ms-meta-")}
 
 
 def _md5(data: bytes) -> str:

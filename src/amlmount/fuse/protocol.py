@@ -193,9 +193,9 @@ class InterruptIn(NamedTuple):
 
 
 class OpaqueIn(NamedTuple):
-    """A request whose body nobody here looks at."""
+    """A request whose body nobody here looks at; it lies in the request's buffer, until that is given back."""
 
-    body: bytes
+    body: bytes | memoryview
 
 
 Body = InitIn | NameIn | ForgetIn | GetattrIn | OpenIn | ReadIn | ReleaseIn | InterruptIn | OpaqueIn
@@ -288,7 +288,7 @@ def _parse_interrupt(header: Header, body: memoryview) -> InterruptIn:
 
 
 def _parse_opaque(header: Header, body: memoryview) -> OpaqueIn:
-    return OpaqueIn(bytes(body))
+    return OpaqueIn(body)
 
 
 _PARSERS: dict[int, Callable[[Header, memoryview], Body]] = {

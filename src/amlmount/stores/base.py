@@ -5,7 +5,7 @@ protocol says may be retried, and otherwise raises an error of `amlmount.errors`
 All methods may be called from several threads at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -90,6 +90,78 @@ class ObjectStore(Protocol):
 
     def close(self) -> None:
         """Give back connections and threads; calling it twice is harmless."""
+        ...
+
+
+class Content(Protocol):
+    """What a blob shall hold, read in pieces, from several threads at once; it stays the same while it is read."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length."""
+        ...
+
+    def read(self, start: int, length: int) -> bytes | memoryview:
+        """Return exactly these bytes, all of them below `size_bytes`. Raises OSError, AmlmountError."""
+        ...
+
+
+Ranges = Sequence[tuple[int, int]]  # sorted, disjoint, each from start to end (exclusive), in bytes
+
+
+@runtime_checkable
+class WritableStore(ObjectStore, Protocol):
+    """A store that a writable mount can stand on: blobs of any size, changed in part, copied, described."""
+
+    @property
+    def keeps_metadata(self) -> bool:
+        """True if all metadata comes back; else only `mtime` (RFC 3339) is taken, as the time of the blob."""
+        ...
+
+    def upload(
+        self,
+        name: str,
+        content: Content,
+        *,
+        unchanged: Ranges = (),
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """Do what `put` does, reading `content` in pieces: nobody ever sees a part of it.
+
+        `unchanged`: ranges that are the same, at the same place, in the version `if_match`; a store that can
+        takes them from there and does not read them. Raises what `put` and `content` raise.
+        """
+        ...
+
+    def copy(self, source: ObjectInfo, name: str, *, if_none_match: bool = False) -> ObjectInfo:
+        """Make `name` what `source` is, metadata included, without its bytes coming here if the store can do that.
+
+        Raises PreconditionFailedError if `source` is another version by now, or if `name` is there and
+        `if_none_match`; BlobNotFoundError if `source` is gone.
+        """
+        ...
+
+    def set_metadata(self, info: ObjectInfo, metadata: Mapping[str, str]) -> ObjectInfo:
+        """Replace the metadata of exactly this version, and return the version that it is now."""
+        ...
+
+    def check_writable(self) -> None:
+        """Find out, without leaving a trace, if anything may be written. Raises AccessDeniedError, NetworkError."""
+        ...
+
+
+@runtime_checkable
+class HasDirectories(Protocol):
+    """A store in which a directory is more than a name that others begin with."""
+
+    def make_directory(self, path: str) -> None:
+        """Make an empty directory; one that is there is fine. Raises UsageError where there is a blob."""
+        ...
+
+    def remove_directory(self, path: str) -> None:
+        """Remove an empty directory; one that is not there is fine. Raises BusyError if it is not empty."""
         ...
 
 

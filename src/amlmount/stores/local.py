@@ -1,7 +1,7 @@
 """A directory of this machine as a container: blobs are regular files, prefixes are directories.
 
 A symlink is read as what it points to if that lies inside the root, and left out otherwise, as is a link to a
-directory that contains it (a loop), and whatever is neither file nor directory. Metadata is not kept.
+directory that contains it (a loop), and whatever is neither file nor directory. Of metadata only `mtime` is kept.
 Atomicity: a put is a rename, so readers see the old blob or the new one. Conditions hold against every other
 writer that goes through this class, in whatever process, by flock on the root directory; `if_none_match` holds
 against everybody.
@@ -13,16 +13,17 @@ import functools
 import os
 import secrets
 import stat
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from amlmount.errors import BlobNotFoundError, PreconditionFailedError, UsageError
-from amlmount.stores.base import NO_METADATA, ObjectInfo, Page
+from amlmount.errors import AccessDeniedError, BlobNotFoundError, PreconditionFailedError, UsageError
+from amlmount.stores.base import NO_METADATA, Content, ObjectInfo, Page, Ranges
+from amlmount.stores.local_bytes import Copied, fill, fill_with, read_range, set_time
 from amlmount.stores.local_names import (
     TEMP_PREFIX,
     blob_error,
     container_error,
     contains,
+    directory_error,
     is_plain,
     not_found,
     store_error,
@@ -79,7 +80,7 @@ class LocalStore:
         try:
             if if_match is not None and if_match != _etag(os.fstat(fd)):
                 raise _changed("read", name)
-            data = _read_range(fd, start, length)
+            data = read_range(fd, start, length)
             if if_match is not None and if_match != _etag(os.fstat(fd)):
                 raise _changed("read", name)
             return data
@@ -98,11 +99,82 @@ class LocalStore:
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         """Write a temporary file beside it, flush it to the disk and rename it; directories are made as needed."""
+        return self._write(name, lambda fd: fill(fd, data, metadata), if_match, if_none_match)
+
+    @property
+    def keeps_metadata(self) -> bool:
+        """Always false."""
+        return False
+
+    def upload(
+        self,
+        name: str,
+        content: Content,
+        *,
+        unchanged: Ranges = (),
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """See WritableStore.upload; all of it is read, even what is unchanged."""
+        return self._write(name, lambda fd: fill_with(fd, content, metadata), if_match, if_none_match)
+
+    def copy(self, source: ObjectInfo, name: str, *, if_none_match: bool = False) -> ObjectInfo:
+        """See WritableStore.copy; the time is that of the source."""
+        content = Copied(self, source)
+        return self._write(name, lambda fd: fill_with(fd, content, None, source.mtime_ns), None, if_none_match)
+
+    def set_metadata(self, info: ObjectInfo, metadata: Mapping[str, str]) -> ObjectInfo:
+        """See WritableStore.set_metadata."""
+        with self._lock(exclusive=True):
+            fd = self._open_blob(info.name, "write")
+            try:
+                if _etag(os.fstat(fd)) != info.etag:
+                    raise _changed("write", info.name)
+                set_time(fd, metadata)
+                return _info(info.name, os.fstat(fd))
+            except OSError as error:
+                raise write_error(error, info.name, self._root) from error
+            finally:
+                os.close(fd)
+
+    def check_writable(self) -> None:
+        """See WritableStore.check_writable."""
+        if not os.access(self._root, os.W_OK | os.X_OK, effective_ids=True):
+            raise container_error(self._root) or AccessDeniedError(
+                f"cannot write to directory {self._root!r}: it is read-only for this user",
+                hint="give the user that runs amlmount the right to it",
+            )
+
+    def make_directory(self, path: str) -> None:
+        """See HasDirectories.make_directory."""
+        if not is_plain(path):
+            raise UsageError(f"cannot make directory {path!r}: not a path inside the store", hint="choose another name")
+        try:
+            with self._parent(f"{path}/.", make=True) as (directory, _):
+                os.fsync(directory)
+        except OSError as error:
+            raise write_error(error, path, self._root) from error
+
+    def remove_directory(self, path: str) -> None:
+        """See HasDirectories.remove_directory."""
+        try:
+            with self._parent(path) as (parent, leaf):
+                os.rmdir(leaf, dir_fd=parent)
+                os.fsync(parent)
+        except OSError as error:
+            problem = directory_error(error, path, self._root)
+            if problem is not None:
+                raise problem from error
+
+    def _write(
+        self, name: str, fill_file: Callable[[int], None], if_match: str | None, if_none_match: bool
+    ) -> ObjectInfo:
         if not is_plain(name):
             raise UsageError(f"cannot write blob {name!r}: not a path inside the store", hint="choose another name")
         try:
             with self._parent(name, make=True) as (parent, leaf):
-                info = self._replace(parent, leaf, name, data, if_match, if_none_match)
+                info = self._replace(parent, leaf, name, fill_file, if_match, if_none_match)
                 os.fsync(parent)
                 return info
         except FileExistsError:
@@ -258,12 +330,18 @@ class LocalStore:
         return fd
 
     def _replace(
-        self, parent: int, leaf: str, name: str, data: bytes, if_match: str | None, if_none_match: bool
+        self,
+        parent: int,
+        leaf: str,
+        name: str,
+        fill_file: Callable[[int], None],
+        if_match: str | None,
+        if_none_match: bool,
     ) -> ObjectInfo:
         temp = TEMP_PREFIX + secrets.token_hex(8)
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=parent)
         try:
-            _write_all(fd, data)
+            fill_file(fd)
             with self._lock(exclusive=if_match is not None):
                 if if_match is not None and if_match != self._present_etag(name):
                     raise _changed("write", name)
@@ -310,24 +388,3 @@ def _info(name: str, found: os.stat_result) -> ObjectInfo:
 
 def _changed(verb: str, name: str) -> PreconditionFailedError:
     return PreconditionFailedError(f"cannot {verb} blob {name!r}: it is not the version asked for")
-
-
-def _read_range(fd: int, start: int, length: int | None) -> bytes:
-    """Read to the end of the range or of the file: pread stops at 2 GiB - 4 KiB (read(2)), so ask again."""
-    wanted = max(os.fstat(fd).st_size - start, 0) if length is None else length
-    parts: list[bytes] = []
-    while wanted > 0 and (data := os.pread(fd, wanted, start)):
-        parts.append(data)
-        start += len(data)
-        wanted -= len(data)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-    # The kernel's own timestamps move in steps of milliseconds; two puts in one step must not look alike.
-    now_ns = time.time_ns()
-    os.utime(fd, ns=(now_ns, now_ns))
-    os.fsync(fd)

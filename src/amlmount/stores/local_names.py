@@ -10,6 +10,7 @@ from amlmount.errors import (
     AccessDeniedError,
     AmlmountError,
     BlobNotFoundError,
+    BusyError,
     ContainerNotFoundError,
     NetworkError,
     UsageError,
@@ -79,6 +80,15 @@ def write_error(error: OSError, name: str, root: str) -> AmlmountError:
         reason = why.get(error.errno, os.strerror(error.errno).lower())
         return UsageError(f"cannot write blob {name!r}: {reason}", hint="choose another name")
     return blob_error(error, "write", name, root)
+
+
+def directory_error(error: OSError, path: str, root: str) -> AmlmountError | None:
+    """Translate what the system said when a directory was to be removed; None if it is not there, as it should be."""
+    if error.errno == errno.ENOENT:
+        return container_error(root)
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        return BusyError(f"cannot remove directory {path!r}: it is not empty")
+    return store_error(error, "remove directory", path)
 
 
 def store_error(error: OSError, doing: str, name: str) -> AmlmountError:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from amlmount.errors import BlobNotFoundError, ConfigError, PreconditionFailedError
-from amlmount.stores.base import NO_METADATA, ObjectInfo, Page
+from amlmount.stores.base import NO_METADATA, Content, ObjectInfo, Page, Ranges
 
 
 class MemoryStore:
@@ -81,10 +81,7 @@ class MemoryStore:
             present = self._blobs.get(name)
             if (if_none_match and present) or (if_match and (not present or present[1].etag != if_match)):
                 raise _changed("write", name)
-            kept = {key.lower(): value for key, value in metadata.items()} if metadata else NO_METADATA
-            info = ObjectInfo(name, len(data), f"{next(self._versions):x}", time.time_ns(), kept)
-            self._blobs[name] = (bytes(data), info)
-            return info
+            return self._enter(name, bytes(data), metadata)
 
     def delete(self, name: str, *, if_match: str | None = None) -> None:
         """See ObjectStore.delete."""
@@ -94,8 +91,57 @@ class MemoryStore:
                 raise _changed("delete", name)
             del self._blobs[name]
 
+    # See WritableStore
+
+    @property
+    def keeps_metadata(self) -> bool:
+        """Always true."""
+        return True
+
+    def upload(
+        self,
+        name: str,
+        content: Content,
+        *,
+        unchanged: Ranges = (),
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """See WritableStore.upload; all of it is read first, even what is unchanged."""
+        data = bytes(content.read(0, content.size_bytes)) if content.size_bytes else b""
+        return self.put(name, data, if_match=if_match, if_none_match=if_none_match, metadata=metadata)
+
+    def copy(self, source: ObjectInfo, name: str, *, if_none_match: bool = False) -> ObjectInfo:
+        """See WritableStore.copy."""
+        self._before("copy", name)
+        with self._lock:
+            data, info = self._found(source.name)
+            if info.etag != source.etag or (if_none_match and name in self._blobs):
+                raise _changed("copy", source.name)
+            return self._enter(name, data, info.metadata)
+
+    def set_metadata(self, info: ObjectInfo, metadata: Mapping[str, str]) -> ObjectInfo:
+        """See WritableStore.set_metadata."""
+        self._before("set_metadata", info.name)
+        with self._lock:
+            data, present = self._found(info.name)
+            if present.etag != info.etag:
+                raise _changed("write", info.name)
+            return self._enter(info.name, data, metadata)
+
+    def check_writable(self) -> None:
+        """See WritableStore.check_writable."""
+        self._before("check_writable", "")
+
     def close(self) -> None:
         """Do nothing: there is nothing to give back."""
+
+    def _enter(self, name: str, data: bytes, metadata: Mapping[str, str] | None) -> ObjectInfo:
+        kept = {key.lower(): value for key, value in metadata.items()} if metadata else NO_METADATA
+        info = ObjectInfo(name, len(data), f"{next(self._versions):x}", time.time_ns(), kept)
+        self._blobs[name] = (data, info)
+        return info
 
     def _found(self, name: str) -> tuple[bytes, ObjectInfo]:
         try:

@@ -17,12 +17,14 @@ from amlmount.stores.azure.failures import DamagedBodyError
 from amlmount.stores.azure.listing import ListingParser, container_names, decode_md5, etag_and_mtime
 from amlmount.stores.azure.location import check_name
 from amlmount.stores.azure.rest import RestClient
+from amlmount.stores.azure.staging import StagedUpload, check_writable, copy_blob, set_metadata
 from amlmount.stores.azure.timing import Deadline, Timing
 from amlmount.stores.azure.transport import Pool, Request, Response, find_ca_file
-from amlmount.stores.azure.upload import conditions, put_blob
-from amlmount.stores.base import NO_METADATA, ObjectInfo, Page
+from amlmount.stores.azure.upload import MAX_SINGLE_BYTES, conditions, put_blob
+from amlmount.stores.base import NO_METADATA, Content, ObjectInfo, Page, Ranges
 
 MAX_PAGE_SIZE = 5000
+MAX_COPY_S = 3600.0
 Names = list[str]
 
 
@@ -115,6 +117,43 @@ class AzureStore:
         if digest is not None:
             self._checksums.remember([info], {name: digest})
         return info
+
+    @property
+    def keeps_metadata(self) -> bool:
+        """Always true."""
+        return True
+
+    def upload(
+        self,
+        name: str,
+        content: Content,
+        *,
+        unchanged: Ranges = (),
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """Write in one request up to 8 MiB, else in blocks, of which those that are `unchanged` are not sent again."""
+        check_name(name)
+        if content.size_bytes <= MAX_SINGLE_BYTES:
+            data = bytes(content.read(0, content.size_bytes)) if content.size_bytes else b""
+            return self.put(name, data, if_match=if_match, if_none_match=if_none_match, metadata=metadata)
+        return StagedUpload(self._client(), name, content).run(unchanged, if_match, if_none_match, metadata)
+
+    def copy(self, source: ObjectInfo, name: str, *, if_none_match: bool = False) -> ObjectInfo:
+        """Copy within the container, by the service; waits as long as that takes, an hour at most."""
+        check_name(name)
+        self._refuse_unreachable(source.name)
+        return copy_blob(self._client(), source, name, if_none_match=if_none_match, timeout_s=MAX_COPY_S)
+
+    def set_metadata(self, info: ObjectInfo, metadata: Mapping[str, str]) -> ObjectInfo:
+        """See WritableStore.set_metadata."""
+        self._refuse_unreachable(info.name)
+        return set_metadata(self._client(), info, metadata)
+
+    def check_writable(self) -> None:
+        """Send a block that never becomes a blob."""
+        check_writable(self._client())
 
     def delete(self, name: str, *, if_match: str | None = None) -> None:
         """Remove a blob and its snapshots."""
