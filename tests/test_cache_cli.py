@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from daemons import Pair, poll
+from daemons import Pair, make_pair, poll
 from fakeblob import FakeBlobService
 from world import World
 
@@ -237,6 +237,30 @@ def test_warm_interrupted_leaves_nothing_and_goes_on_later(box: Box) -> None:
     assert running.returncode == 130 and "the same command goes on from there" in err and "Traceback" not in err
     poll(lambda: not [p for p, _ in box.world.processes() if b"warm_child" in cmdline(p)], "the child stays")
     box.service.ended.set()
+
+
+def test_warm_through_a_mount_that_hangs_can_be_left(box: Box) -> None:
+    box.up()
+    pair = Pair(box.world)
+    [worker] = pair.workers()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        running = pair.start("cache", "warm", "blobs")
+        poll(lambda: [p for p, _ in box.world.processes() if b"warm_child" in cmdline(p)], "no child comes")
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=20)
+        assert running.returncode == 130
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+def test_warm_with_an_engine_that_cannot_say_what_it_has(world: World) -> None:
+    """As with blobfuse2: everything is read."""
+    make_pair(world)
+    assert world.cli("up", "red").returncode == 0
+    [done] = world.cli_json("cache", "warm", "red")
+    assert (done["read"], done["bytes"], done["skipped"]) == (1, 3, 0)
+    assert world.cli("cache", "warm", "blue").returncode == 1
 
 
 def cmdline(pid: int) -> bytes:

@@ -1,6 +1,7 @@
 """Cache directories on disk: whose they are, that they are private, that removing one touches nothing else."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -102,6 +103,14 @@ def test_no_place_is_no_error(places: Locations, tmp_path: Path) -> None:
     [spec] = assign_caches(specs(), wanted(tmp_path), places)
     assert spec.cache_dir is None and "so nothing is cached on disk" in spec.cache_note
     prepare_cache(spec)
+
+
+def test_a_root_that_was_removed_is_made_again(places: Locations, tmp_path: Path) -> None:
+    path = made(places, tmp_path)
+    [spec] = assign_caches(specs(), wanted(tmp_path), places)
+    shutil.rmtree(tmp_path / "root")
+    prepare_cache(spec)
+    assert read_about(path) is not None and stat.S_IMODE(os.lstat(os.path.dirname(path)).st_mode) == 0o700
 
 
 def test_roots_are_remembered(places: Locations, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ Real daemon, real workers, real mounts; the store is a folder, or a blob service
 import contextlib
 import json
 import os
+import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -159,12 +161,38 @@ def test_on_an_interval(world: World, service: FakeBlobService) -> None:
     assert len(service.asked) == asked
 
 
+def test_a_store_that_does_not_answer_in_time(world: World, service: FakeBlobService) -> None:
+    service.put("data", "a", b"1")
+    target = up_blobs(world, service, "standard")
+    assert os.listdir(target) == ["a"]
+    service.fail("silence", 1000, when=lambda asked: asked.is_list)
+    done = world.cli("refresh", "blobs", "--timeout", "1s")
+    assert done.returncode == 124 and "within 1 s" in done.stderr
+    assert world.cli("ps").returncode == 0
+
+
 def test_a_worker_that_is_killed_while_it_is_asked(world: World, service: FakeBlobService) -> None:
     service.put("data", "a", b"1")
     target = up_blobs(world, service, "standard")
     assert os.listdir(target) == ["a"]
     service.fail("silence", 1000, when=lambda asked: asked.is_list)
     pair = Pair(world)
-    waiting = pair.start("refresh", "blobs", "--timeout", "1s")
+    lists = len(service.asked)
+    waiting = pair.start("refresh", "blobs")
+    poll(lambda: len(service.asked) > lists, "the store is not asked")
+    [worker] = pair.workers()
+    os.kill(worker, signal.SIGKILL)
     _, err = waiting.communicate(timeout=30)
-    assert waiting.returncode == 124 and "within 1 s" in err
+    assert waiting.returncode == 1 and "killed by SIGKILL" in err
+
+
+def test_what_one_listing_finds_everybody_sees(world: World, service: FakeBlobService) -> None:
+    """A name that the kernel believes for two minutes more means something else as soon as we know better."""
+    service.put("data", "a", b"1")
+    target = up_blobs(world, service, "standard", ", policy: {list_ttl: 100ms}")
+    assert os.stat(f"{target}/a").st_size == 1
+    service.put("data", "a", b"four")
+    assert os.stat(f"{target}/a").st_size == 1
+    time.sleep(0.2)
+    assert not os.path.exists(f"{target}/no such name")  # has to be looked up, so the folder is listed again
+    poll(lambda: os.stat(f"{target}/a").st_size == 4, "the kernel was not told", timeout_s=10)

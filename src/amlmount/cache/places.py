@@ -101,7 +101,8 @@ def is_session(path: str) -> bool:
 
 
 def make_cache_directory(path: str, spec: MountSpec) -> None:
-    """Make the cache directory of `spec` (its parent is there) and mark it as ours. Raises OSError, ConfigError."""
+    """Make the cache directory of `spec` and mark it as ours. Raises OSError, ConfigError if it is somebody else's."""
+    make_daemon_directory(os.path.dirname(path))  # somebody may have removed all of it since the root was chosen
     make_own_directory(path)
     about = About(spec.name, spec.description, is_session(path))
     if read_about(path) != about:
