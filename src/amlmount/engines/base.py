@@ -5,6 +5,7 @@ descriptor of every mount through `Running.fuse_fd`, so a mount can outlive the 
 """
 
 from asyncio import Future
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 

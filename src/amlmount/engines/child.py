@@ -9,16 +9,18 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from amlmount.engines.base import ExitReason
+from amlmount.engines.forkserver import ForkServer
 from amlmount.errors import AmlmountError, WaitTimeoutError, from_json
 from amlmount.run import Process, spawn
 from amlmount.worker.channel import Channel, Message, pair
 from amlmount.worker.orders import ASK, ERROR
 
+Ended = Callable[[], Awaitable[int | None]]
 TAIL_BYTES = 4096
 KILLED_GRACE_S = 5.0
 
@@ -26,10 +28,13 @@ KILLED_GRACE_S = 5.0
 class Child:
     """One worker. `exited` resolves when it ends, for whatever reason, and everything it held here is closed then."""
 
-    def __init__(self, process: Process, channel: Channel, log_fd: int) -> None:
+    def __init__(self, process: Process, channel: Channel, log_fd: int, ended: Ended | None = None) -> None:
+        """`ended` says how it ended, if it is no child of ours that we could ask the kernel about."""
         self.process = process
         self._channel = channel
         self._log_fd = log_fd
+        self._how = ended
+        self._learning: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[ExitReason] = self._loop.create_future()
         self._numbers = itertools.count(1)
@@ -54,6 +59,20 @@ class Child:
             os.close(log_fd)
             raise
         return cls(process, Channel(ours), log_fd)
+
+    @classmethod
+    async def fork(cls, server: ForkServer, name: str, log_path: str | None, store_types: list[str]) -> "Child":
+        """As `start`, but at once, by a fork server. Raises AmlmountError."""
+        ours, theirs = pair()
+        log_fd = open_log(log_path)
+        try:
+            with theirs:
+                process = await server.fork(name, theirs.fileno(), log_fd, store_types)
+        except BaseException:
+            ours.close()
+            os.close(log_fd)
+            raise
+        return cls(process, Channel(ours), log_fd, lambda: server.returncode(process.pid))
 
     async def tell(self, body: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Send a message. Raises AmlmountError if the worker is gone."""
@@ -127,13 +146,26 @@ class Child:
             self.process.send_signal(signal.SIGKILL)
         return await self.ended(KILLED_GRACE_S)
 
+    def let_go(self) -> None:
+        """Talk to it no more; it is still reaped when it ends."""
+        self._channel.close()
+
     def leave(self) -> None:
         """Close what we hold of a worker that goes on without us; `exited` never resolves then."""
         if not self.exited.done():
             self._release()
 
     def _on_exit(self) -> None:
-        code = self.process.poll()
+        self._loop.remove_reader(self.process.pidfd)
+        if self._how is None:
+            self._has_ended(self.process.poll())
+        else:
+            self._learning = self._loop.create_task(self._learn(self._how))
+
+    async def _learn(self, how: Ended) -> None:
+        self._has_ended(await how())
+
+    def _has_ended(self, code: int | None) -> None:
         reason = ExitReason(code if code is not None else -signal.SIGKILL, self._log_tail())
         self._release()
         if not self.exited.done():

@@ -6,26 +6,39 @@ A tied engine is the exception: its worker mounts by itself, keeps the only desc
 import asyncio
 import logging
 import os
-import select
+import signal
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from amlmount.config.spec import MountSpec
+from amlmount.engines.attaching import (
+    Connection,
+    close_descriptors,
+    detach,
+    has_unread,
+    is_connected,
+    mount_of,
+    open_connection,
+    put_in_place,
+    take_away,
+)
 from amlmount.engines.base import Running
 from amlmount.engines.child import Child
+from amlmount.engines.forkserver import ForkServer
 from amlmount.engines.offload import in_thread
-from amlmount.errors import AmlmountError, BusyError, MountFailedError, NotFoundError, WaitTimeoutError
+from amlmount.errors import AmlmountError, MountFailedError, WaitTimeoutError
 from amlmount.mounts import connection
-from amlmount.mounts.fusemount import unmount
-from amlmount.mounts.mountinfo import MountEntry, read_mounts
-from amlmount.mounts.paths import canonical, find_mount
+from amlmount.mounts.mountinfo import MountEntry
+from amlmount.mounts.paths import find_mount
 from amlmount.mounts.target import TargetPlan
-from amlmount.worker.attach import SUBTYPE, attach
+from amlmount.worker.attach import SUBTYPE
+from amlmount.worker.estate import Pulse, make_estate
 from amlmount.worker.orders import EXIT, NEGOTIATED, READY, SERVE, SERVING, StartOrder
 
-UNDO_TIMEOUT_S = 5.0
 ABORTED_GRACE_S = 1.0
+LAST_WORDS_S = 0.5  # for a hung worker to write down where it hangs
+ANSWERS_WITHIN_S = 0.1
 log = logging.getLogger(__name__)
 
 
@@ -40,33 +53,41 @@ class PythonEngine:
     """Starts and stops workers. Bound to the event loop it is used in; see `amlmount.engines.base.Engine`.
 
     `log_dir`: where workers log, one bounded file a mount (None: files without a name, for the last words only).
+    `forks` makes them quickly; without it each loads its code anew.
     """
 
     name = "python"
 
-    def __init__(self, *, log_dir: str | None = None, tie: CallerTie | None = None, verbose: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        log_dir: str | None = None,
+        tie: CallerTie | None = None,
+        verbose: bool = False,
+        forks: ForkServer | None = None,
+    ) -> None:
         self._log_dir = log_dir
         self._tie = tie
         self._verbose = verbose
+        self._forks = forks
         self._children: dict[int, Child] = {}
+        self._unread_at: dict[int, int] = {}
 
     async def start(self, spec: MountSpec, *, timeout_s: float) -> Running:
         """See `Engine.start`; a worker that does not answer in `timeout_s` seconds is a WaitTimeoutError."""
         async with AsyncExitStack() as undo:
-            child = Child.start(spec.name, self._log_path(spec.name))
-            undo.push_async_callback(child.kill)
+            child = await self._start_child(spec, undo)
             try:
                 async with asyncio.timeout(timeout_s):
                     running = await self._bring_up(spec, child, undo)
             except TimeoutError:
                 raise _too_slow(spec, timeout_s) from None
             undo.pop_all()
-        self._children[child.process.pid] = child
-        child.exited.add_done_callback(lambda _: self._children.pop(child.process.pid, None))
+        self._keep(child)
         return running
 
     async def stop(self, running: Running, *, lazy: bool, timeout_s: float) -> None:
-        """See `Engine.stop`. What is still open `timeout_s` seconds after a lazy stop gets errors from then on.
+        """See `Engine.stop`. After a lazy stop a worker that answers goes on with what is open, and ends with it.
 
         A tied worker is asked to end at once instead, whatever is open.
         """
@@ -77,11 +98,11 @@ class PythonEngine:
                 await child.tell({"op": EXIT})
         elif entry is not None:
             await detach(entry, lazy=lazy or child is None, timeout_s=timeout_s)
-        if child is not None and not await child.ended(timeout_s):
+        if child is not None and not await self._ended_or_let_go(child, running, lazy=lazy, timeout_s=timeout_s):
             await _end(child, running, entry)
         if (left := mount_of(running)) is not None:
             await detach(left, lazy=True, timeout_s=timeout_s)
-        close_descriptor(running)
+        close_descriptors(running)
 
     async def ask(self, running: Running, what: str, how: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
         """See `Askable.ask`."""
@@ -90,32 +111,98 @@ class PythonEngine:
             raise AmlmountError(f"cannot ask '{running.spec.name}': its worker is gone")
         return await child.ask(what, how, timeout_s=timeout_s)
 
+    # --- see TakesOver -----------------------------------------------------------------------------------------------
+
+    def can_take_over(self, running: Running) -> bool:
+        """See TakesOver."""
+        return running.negotiated is not None and running.estate_fd >= 0 and is_connected(running.fuse_fd)
+
+    async def take_over(self, running: Running, *, timeout_s: float) -> Running:
+        """See TakesOver. A hung worker is made to log where it hangs before it is killed."""
+        await self._put_to_rest(running)
+        async with AsyncExitStack() as undo:
+            child = await self._start_child(running.spec, undo)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await child.tell(StartOrder(running.spec, running.negotiated, verbose=self._verbose).to_json())
+                    await child.expect(READY)
+                    await child.tell({"op": SERVE}, [running.fuse_fd, running.estate_fd])
+                    await child.expect(SERVING)
+            except TimeoutError:
+                raise _too_slow(running.spec, timeout_s) from None
+            undo.pop_all()
+        self._keep(child)
+        process = child.process
+        successor = replace(running, pid=process.pid, pid_start_time=process.start_time, exited=child.exited)
+        running.fuse_fd = running.estate_fd = -1
+        return successor
+
+    def is_hung(self, running: Running) -> bool:
+        """See TakesOver: something is unread, and the worker has read nothing since the last time it was so."""
+        before = self._unread_at.pop(running.pid, None)
+        if not has_unread(running.fuse_fd):
+            return False
+        pulse = Pulse(running.estate_fd)
+        self._unread_at[running.pid] = now = pulse.beats[0]
+        pulse.close()
+        return before == now
+
     def leave_all(self) -> None:
         """Let go of all workers without ending them: they serve on when this process ends."""
         for child in list(self._children.values()):
             child.leave()
         self._children.clear()
 
-    def _log_path(self, name: str) -> str | None:
-        return os.path.join(self._log_dir, f"{name}.log") if self._log_dir else None
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    async def _start_child(self, spec: MountSpec, undo: AsyncExitStack) -> Child:
+        path = os.path.join(self._log_dir, f"{spec.name}.log") if self._log_dir else None
+        if self._forks is None:
+            child = Child.start(spec.name, path)
+        else:
+            child = await Child.fork(self._forks, spec.name, path, [str(s.store.get("type")) for s in spec.sources])
+        undo.push_async_callback(child.kill)
+        return child
+
+    def _keep(self, child: Child) -> None:
+        pid = child.process.pid
+        self._children[pid] = child
+
+        def forget(_: object) -> None:
+            self._children.pop(pid, None)
+            self._unread_at.pop(pid, None)
+
+        child.exited.add_done_callback(forget)
 
     async def _bring_up(self, spec: MountSpec, child: Child, undo: AsyncExitStack) -> Running:
         await self._order_start(spec, child)
         await child.expect(READY)
-        descriptor = -1
         if self._tie:
-            undo.push_async_callback(_undo_mount, spec)
-            await child.tell({"op": SERVE})
-        else:
-            descriptor = await _mount(spec, undo)
-            await child.tell({"op": SERVE}, [descriptor])
+            return await self._bring_up_tied(spec, child, undo)
+        made = await _open(spec, undo)
+        estate_fd = make_estate()
+        undo.callback(os.close, estate_fd)
+        await child.tell({"op": SERVE}, [made.fuse_fd, estate_fd, *made.descriptors[1:]])
+        negotiated = (await child.expect(NEGOTIATED)).body["negotiated"]
+        await child.expect(SERVING)
+        mount_id = await put_in_place(made, beneath=False)
+        return replace(
+            self._running(spec, child, mount_id), fuse_fd=made.fuse_fd, estate_fd=estate_fd, negotiated=negotiated
+        )
+
+    async def _bring_up_tied(self, spec: MountSpec, child: Child, undo: AsyncExitStack) -> Running:
+        undo.push_async_callback(take_away, spec)
+        await child.tell({"op": SERVE})
         await child.expect(NEGOTIATED)
         await child.expect(SERVING)
         entry = find_mount(spec.target)
         if entry is None or entry.subtype != SUBTYPE:
             raise MountFailedError(f"cannot mount '{spec.target}': it was unmounted again at once")
+        return self._running(spec, child, entry.mount_id)
+
+    def _running(self, spec: MountSpec, child: Child, mount_id: int) -> Running:
         process = child.process
-        return Running(spec, self.name, process.pid, process.start_time, descriptor, entry.mount_id, child.exited)
+        return Running(spec, self.name, process.pid, process.start_time, -1, mount_id, child.exited)
 
     async def _order_start(self, spec: MountSpec, child: Child) -> None:
         if self._tie is None:
@@ -127,92 +214,44 @@ class PythonEngine:
         finally:
             os.close(pidfd)
 
+    async def _put_to_rest(self, running: Running) -> None:
+        child = self._children.get(running.pid)
+        if child is None or child.exited.done():
+            return
+        child.process.send_signal(signal.SIGABRT)
+        if not await child.ended(LAST_WORDS_S) and not await child.kill():
+            raise AmlmountError(f"cannot end worker {running.pid} of '{running.spec.name}': it waits in the kernel")
 
-def mount_of(running: Running) -> MountEntry | None:
-    """Return the mount of `running` as the kernel has it now, None when it is gone.
-
-    The id alone would not do: the kernel gives it to the next mount as soon as this one is gone.
-    """
-    mounts = read_mounts()
-    place = canonical(running.spec.target, mounts)
-    found = (entry for entry in mounts if entry.mount_id == running.mount_id and entry.mount_point == place)
-    return next((entry for entry in found if entry.subtype == SUBTYPE), None)
-
-
-async def detach(entry: MountEntry, *, lazy: bool, timeout_s: float) -> None:
-    """Unmount `entry`, by abort and lazily if the kernel does not answer in time. Raises BusyError unless `lazy`."""
-    top = find_mount(entry.mount_point)
-    if top is not None and top.mount_id != entry.mount_id:
-        hint = f"unmount that first: sudo umount {entry.mount_point}"
-        raise BusyError(f"cannot unmount '{entry.mount_point}': {top.source} is mounted on top of it", hint=hint)
-    try:
-        async with asyncio.timeout(timeout_s or None):
-            await in_thread(lambda: unmount(entry.mount_point, lazy=lazy))
-    except NotFoundError:
-        return
-    except TimeoutError:
-        await in_thread(lambda: connection.abort(entry))
-        await in_thread(lambda: unmount(entry.mount_point, lazy=True))
+    async def _ended_or_let_go(self, child: Child, running: Running, *, lazy: bool, timeout_s: float) -> bool:
+        """Wait for the end of an unmounted worker; one that reads its requests after a lazy unmount need not end."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while lazy and not self._tie and loop.time() < deadline:
+            if await child.ended(ANSWERS_WITHIN_S):
+                return True
+            if not has_unread(running.fuse_fd):
+                child.let_go()
+                return True
+        return await child.ended(max(0.0, deadline - loop.time()))
 
 
-def close_descriptor(running: Running) -> None:
-    """Close our copy of the mount's descriptor, once."""
-    if running.fuse_fd >= 0:
-        os.close(running.fuse_fd)
-        running.fuse_fd = -1
+async def _open(spec: MountSpec, undo: AsyncExitStack) -> Connection:
+    made = await open_connection(spec)
+    undo.callback(made.close)
+    if made.mount_fd < 0:
+        undo.push_async_callback(take_away, spec)
+    return made
 
 
 async def _end(child: Child, running: Running, entry: MountEntry | None) -> None:
     """End a worker that does not end by itself: its callers get errors, then it is killed."""
-    if entry is not None and _is_connected(running.fuse_fd):
+    if entry is not None and is_connected(running.fuse_fd):
         with suppress(AmlmountError):
             await in_thread(lambda: connection.abort(entry))
         if await child.ended(ABORTED_GRACE_S):
             return
     if not await child.kill():
         log.error("worker %d of '%s' does not end on SIGKILL: it waits in the kernel", running.pid, running.spec.name)
-
-
-def _is_connected(fuse_fd: int) -> bool:
-    """Say whether the connection still is: once it has ended, its number in fusectl may be another's."""
-    if fuse_fd < 0:
-        return False
-    poll = select.poll()
-    poll.register(fuse_fd, 0)
-    return not poll.poll(0)
-
-
-async def _mount(spec: MountSpec, undo: AsyncExitStack) -> int:
-    job = in_thread(lambda: attach(spec))
-    undo.push_async_callback(_undo_attach, spec, job)
-    return await asyncio.shield(job)
-
-
-async def _undo_attach(spec: MountSpec, job: "asyncio.Future[int]") -> None:
-    """Take back a mount that may be in the making still; one that hangs is taken back whenever it comes."""
-
-    def close(done: "asyncio.Future[int]") -> None:
-        if done.cancelled() or done.exception() is not None:
-            return
-        _unmount_ours(spec)
-        os.close(done.result())
-
-    await asyncio.wait([job], timeout=UNDO_TIMEOUT_S)
-    job.add_done_callback(close)
-    await asyncio.sleep(0)
-
-
-async def _undo_mount(spec: MountSpec) -> None:
-    await in_thread(lambda: _unmount_ours(spec))
-
-
-def _unmount_ours(spec: MountSpec) -> None:
-    entry = find_mount(spec.target)
-    if entry is not None and entry.subtype == SUBTYPE and entry.source == spec.description:
-        with suppress(AmlmountError):
-            connection.abort(entry)
-        with suppress(AmlmountError):
-            unmount(spec.target, lazy=True)
 
 
 def _too_slow(spec: MountSpec, timeout_s: float) -> WaitTimeoutError:

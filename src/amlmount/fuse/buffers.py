@@ -1,9 +1,13 @@
-"""Where requests are read into: a seam, so that one day they can lie where a successor finds them.
+"""Where requests are read into: plain memory, or slots that a successor finds.
 
-Before Linux 6.9 the kernel cannot resend what a dead server had read; slots of a shared memfd will then stand here.
+Before Linux 6.9 the kernel cannot resend what a dead server had read; the successor then executes what lies in the
+slots. A request is there from the moment it is read, so there is no time at which it could be lost.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
+
+_EMPTY = bytes(4)
 
 
 class RequestBuffers(Protocol):
@@ -15,6 +19,10 @@ class RequestBuffers(Protocol):
 
     def give_back(self, buffer: memoryview) -> None:
         """Take a buffer back: its request has been answered, or nothing was read into it. Any thread."""
+        ...
+
+    def left(self) -> Sequence[memoryview]:
+        """Return the buffers with requests that a predecessor had read and perhaps not answered; asked once."""
         ...
 
 
@@ -35,3 +43,55 @@ class HeapBuffers:
     def give_back(self, buffer: memoryview) -> None:
         """Keep the buffer for the next `take`."""
         self._free.append(buffer)
+
+    def left(self) -> Sequence[memoryview]:
+        """Nothing outlives plain memory."""
+        return ()
+
+
+class SlotBuffers:
+    """Slots of shared memory that outlives the process: a request lies in its slot from its reading to its answer.
+
+    A slot is free while the first four bytes, a request's length, are 0. When all are taken, plain memory serves.
+    """
+
+    def __init__(self, region: memoryview, size_bytes: int) -> None:
+        """Cut `region` into slots of `size_bytes`, which a predecessor's must have been too."""
+        count = len(region) // size_bytes
+        self._slots = [region[index * size_bytes : (index + 1) * size_bytes] for index in range(count)]
+        self._free = [slot for slot in reversed(self._slots) if not _length(slot)]
+        self._heap = HeapBuffers(size_bytes)
+        self._ours = {id(slot) for slot in self._slots}
+
+    def take(self) -> memoryview:
+        """See RequestBuffers.
+
+        Its page is there already when the kernel copies a request into it: a fault that SIGKILL interrupts would give
+        the caller EIO (fs/fuse/dev.c, fuse_dev_do_read).
+        """
+        if not self._free:
+            return self._heap.take()
+        slot = self._free.pop()
+        slot[:4] = _EMPTY
+        return slot
+
+    def give_back(self, buffer: memoryview) -> None:
+        """See RequestBuffers."""
+        if id(buffer) in self._ours:
+            buffer[:4] = _EMPTY
+            self._free.append(buffer)
+        else:
+            self._heap.give_back(buffer)
+
+    def left(self) -> list[memoryview]:
+        """See RequestBuffers."""
+        return [slot for slot in self._slots if _length(slot)]
+
+    def forget_left(self) -> None:
+        """Free what a predecessor had read: the kernel is asked to send it again instead. Never do both."""
+        for slot in self.left():
+            self.give_back(slot)
+
+
+def _length(slot: memoryview) -> int:
+    return int.from_bytes(slot[:4], "little")

@@ -10,7 +10,7 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableSequence
 from functools import partial
 from typing import Protocol
 
@@ -85,6 +85,7 @@ class Session:
 
     `on_negotiated` is called before INIT is answered: write the value down, a successor gets no INIT.
     `fd` stays open; it is the caller's. `stoppable` costs a system call a request, and makes `stop` possible.
+    `pulse[0]` grows with every request that is read.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Session:
         pool_threads: int = 32,
         drain_timeout_s: float = 5.0,
         buffers: RequestBuffers | None = None,
+        pulse: MutableSequence[int] | memoryview | None = None,
     ) -> None:
         self._fd = fd
         self._handler = handler
@@ -106,6 +108,7 @@ class Session:
         self._on_negotiated = on_negotiated
         self._drain_timeout_s = drain_timeout_s
         self._buffers = buffers or HeapBuffers((negotiated or self._offer).buffer_bytes)
+        self._pulse = [0] if pulse is None else pulse
         self._pool = Pool(pool_threads, "fuse")
         self._waiting: dict[int, Request] = {}  # handed to the pool; whoever pops an entry answers it
         self._stopper = Stopper(fd) if stoppable else None
@@ -147,7 +150,8 @@ class Session:
         return self._done.wait(timeout_s)
 
     def _serve(self) -> EndReason:
-        fd, buffers, stopper = self._fd, self._buffers, self._stopper
+        fd, buffers, stopper, pulse = self._fd, self._buffers, self._stopper, self._pulse
+        self._answer_left()
         while stopper is None or stopper.wait_for_request():
             buffer = buffers.take()
             try:
@@ -157,6 +161,7 @@ class Session:
                 if (reason := self._after_failed_read(error)) is not None:
                     return reason
                 continue
+            pulse[0] += 1
             if not size_bytes:
                 return EndReason.UNMOUNTED  # /dev/fuse never says this; a socket in its place does
             if self._dispatch(buffer[:size_bytes], buffer):
@@ -164,6 +169,13 @@ class Session:
             if self._failure is not None:
                 raise self._failure
         return EndReason.STOPPED
+
+    def _answer_left(self) -> None:
+        """Answer what a predecessor had read; the kernel takes no second answer to what it did answer."""
+        for buffer in self._buffers.left():
+            length = int.from_bytes(buffer[:4], "little")
+            if self._dispatch(buffer[:length], buffer):
+                self._buffers.give_back(buffer)
 
     def _after_failed_read(self, error: OSError) -> EndReason | None:
         if error.errno in _READ_AGAIN:

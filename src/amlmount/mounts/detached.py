@@ -47,7 +47,7 @@ def attach(mount_fd: int, target: str, *, beneath: bool = False) -> None:
     except OSError as error:
         old = beneath and error.errno == errno.EINVAL
         hint = "mounting beneath needs Linux 6.5 and something mounted at the target" if old else None
-        raise MountFailedError(f"cannot attach a mount at '{target}': {error.strerror}", hint=hint) from error
+        raise MountFailedError(f"cannot mount '{target}': {error.strerror}", hint=hint) from error
 
 
 def copy_of(path: str) -> int:

@@ -4,6 +4,7 @@ Nothing here knows of mounts.
 """
 
 import ctypes
+import faulthandler
 import gc
 import logging
 import os
@@ -63,4 +64,5 @@ def log_to_stderr(verbose: bool) -> None:
     """Send all logging to the bounded stderr."""
     handler = BoundedLog()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    faulthandler.enable()  # SIGABRT, which a hung worker gets first, writes down where each thread is
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)

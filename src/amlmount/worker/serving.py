@@ -7,25 +7,29 @@ import logging
 import os
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from amlmount.cache import remove_session_cache
 from amlmount.config.spec import MountSpec
 from amlmount.errors import AmlmountError, MountFailedError
+from amlmount.fuse.adapter import ReadOnlyAdapter
+from amlmount.fuse.handles import BackingFiles
+from amlmount.fuse.negotiate import Negotiated, offer_for
+from amlmount.fuse.notify import Notifier
+from amlmount.fuse.session import Session
 from amlmount.mounts.readahead import widen_read_ahead
-from amlmount.vfs.base import FileSystem, OpenFiles
+from amlmount.vfs import open_filesystem
+from amlmount.vfs.filesystem import BlobFileSystem
 from amlmount.worker.channel import Channel
 from amlmount.worker.controls import Controls, controls_for
+from amlmount.worker.estate import Estate, take_possession
 from amlmount.worker.orders import ERROR, NEGOTIATED, READY, SERVING, START, StartOrder
 from amlmount.worker.process import log_to_stderr, settle
+from amlmount.worker.source import open_checked
 from amlmount.worker.tie import Tie
 from amlmount.worker.watch import Watch
 
 CLOSE_GRACE_S = 5.0
 KERNEL_READ_AHEAD_BYTES = 2 << 20
-if TYPE_CHECKING:
-    from amlmount.fuse.negotiate import Negotiated
-
 log = logging.getLogger(__name__)
 
 
@@ -50,23 +54,27 @@ class Worker:
     def __init__(self, channel: Channel, order: StartOrder, caller_pidfd: int | None) -> None:
         self._channel = channel
         self._spec = order.spec
+        self._negotiated = Negotiated.from_json(order.negotiated) if order.negotiated else None
         self._tie = Tie(order.spec, order.tied) if order.tied else None
         self._watch = Watch(channel, caller_pidfd, self.end, self._ask)
         self._controls: Controls | None = None
         self._closing = threading.Lock()  # whoever is second must not end the process under the first
         self._telling = threading.Lock()  # answers come from threads of their own
-        self._files: FileSystem | None = None
+        self._files: BlobFileSystem | None = None
+        self._mount_fd: list[int] = []  # of a mount that no path leads to yet
 
     def run(self) -> int:
         """Open, check, tell the starter, serve. Raises what the store or the mount raises."""
-        from amlmount.worker.source import open_checked
-
         self._watch.start()
         try:
-            self._files = open_checked(self._spec)
+            self._files = files = (open_checked if self._negotiated is None else open_filesystem)(self._spec)
             self._tell({"op": READY})
             order = self._watch.serve_order()
-            self._serve(self._tie.mount() if self._tie else order.descriptors[0], self._files)
+            if self._tie:
+                self._serve(self._tie.mount(), files, None)
+            else:
+                descriptor, estate_fd, *self._mount_fd = order.descriptors
+                self._serve(descriptor, files, Estate(estate_fd))
         finally:
             self._close()
         return 0
@@ -77,32 +85,40 @@ class Worker:
         self._close()
         os._exit(0)
 
-    def _serve(self, descriptor: int, files: FileSystem) -> None:
-        from amlmount.fuse.adapter import ReadOnlyAdapter
-        from amlmount.fuse.handles import BackingFiles
-        from amlmount.fuse.negotiate import offer_for
-        from amlmount.fuse.notify import Notifier
-        from amlmount.fuse.session import Session
-
-        policy, notifier = self._spec.policy, Notifier(descriptor)
-        if isinstance(files, OpenFiles) and policy.keep_cache and not policy.direct_io:
+    def _serve(self, descriptor: int, files: BlobFileSystem, estate: Estate | None) -> None:
+        policy, notifier, negotiated = self._spec.policy, Notifier(descriptor), self._negotiated
+        if policy.keep_cache and not policy.direct_io:
             files.use_page_cache(lambda node_id, data: notifier.store(node_id, 0, data))
-        handler = ReadOnlyAdapter(files, policy, self._spec.ownership, backings=BackingFiles(descriptor))
-        session = Session(descriptor, handler, offer=offer_for(policy), on_negotiated=self._negotiated)
+        offer = offer_for(policy)
+        session = Session(
+            descriptor,
+            ReadOnlyAdapter(files, policy, self._spec.ownership, backings=BackingFiles(descriptor)),
+            offer=offer,
+            negotiated=negotiated,
+            on_negotiated=self._on_negotiated,
+            buffers=take_possession(estate, files, offer, negotiated, notifier) if estate else None,
+            pulse=estate.pulse if estate else None,
+        )
+        if negotiated is not None:
+            log.info("serving %s in the place of a worker that died", self._spec.target)
+            self._tell({"op": SERVING})
         self._controls = controls_for(files, notifier, self._tell)
         log.info("ended: %s", session.run().value)
 
-    def _negotiated(self, negotiated: "Negotiated") -> None:
+    def _on_negotiated(self, negotiated: Negotiated) -> None:
         self._tell({"op": NEGOTIATED, "negotiated": negotiated.to_json()})
         threading.Thread(target=self._prove, name="prove", daemon=True).start()
 
     def _prove(self) -> None:
         """Ask for the root through the kernel, as a user would; it waits until INIT is answered and accepted."""
         try:
-            about = os.stat(self._spec.target)
+            about = os.stat(self._mount_fd[0] if self._mount_fd else self._spec.target)
         except OSError as error:
             self._tell({"op": ERROR, **_refused(self._spec, error).to_json()})
             return
+        finally:
+            for descriptor in self._mount_fd:
+                os.close(descriptor)
         widen_read_ahead(about.st_dev, KERNEL_READ_AHEAD_BYTES)
         log.info("serving %s", self._spec.target)
         self._tell({"op": SERVING})

@@ -5,10 +5,10 @@ A store that refuses is found here, before anything is mounted: a bad mount is n
 
 from amlmount.config.spec import MountSpec
 from amlmount.vfs import open_filesystem
-from amlmount.vfs.base import FileSystem
+from amlmount.vfs.filesystem import BlobFileSystem
 
 
-def open_checked(spec: MountSpec) -> FileSystem:
+def open_checked(spec: MountSpec) -> BlobFileSystem:
     """Open the file system of `spec` and ask every source for its first entries; an empty container is fine.
 
     Raises ContainerNotFoundError, AccessDeniedError, NetworkError and whatever else the store says.

@@ -1,0 +1,194 @@
+"""Making and taking away the kernel's side of a Python engine's mount, from an event loop: nothing here blocks it.
+
+With CAP_SYS_ADMIN a mount is made where no path leads to, and attached once it answers; else fusermount3 makes it in
+its place.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import select
+from contextlib import suppress
+from dataclasses import dataclass
+
+from amlmount.config.spec import MountSpec
+from amlmount.engines.base import Running
+from amlmount.engines.offload import in_thread
+from amlmount.errors import AmlmountError, BusyError, MountFailedError, NotFoundError
+from amlmount.mounts import connection
+from amlmount.mounts.detached import attach as attach_detached
+from amlmount.mounts.detached import open_detached
+from amlmount.mounts.fusemount import unmount
+from amlmount.mounts.mountinfo import MountEntry, read_mounts
+from amlmount.mounts.paths import canonical, find_mount
+from amlmount.mounts.syscalls import MNT_DETACH, has_sys_admin, umount2
+from amlmount.worker.attach import SUBTYPE, attach
+
+UNDO_TIMEOUT_S = 5.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Connection:
+    """A mount in the making. `mount_fd` is -1 if it is at its place already. Both descriptors are ours to close."""
+
+    spec: MountSpec
+    fuse_fd: int
+    mount_fd: int = -1
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What a worker needs to serve it and to see that it does: see `worker.orders`."""
+        return [self.fuse_fd] if self.mount_fd < 0 else [self.fuse_fd, self.mount_fd]
+
+    def close(self) -> None:
+        """Close both; a mount that is attached nowhere is gone then."""
+        for descriptor in (self.mount_fd, self.fuse_fd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.mount_fd = self.fuse_fd = -1
+
+
+async def open_connection(spec: MountSpec) -> Connection:
+    """Make the mount of `spec`. Raises MountFailedError; when it is cancelled, nothing of it stays."""
+    job = in_thread(lambda: _open(spec))
+    try:
+        return await asyncio.shield(job)
+    except asyncio.CancelledError:
+        job.add_done_callback(_undo)
+        await asyncio.wait([job], timeout=UNDO_TIMEOUT_S)
+        raise
+
+
+async def put_in_place(made: Connection, *, beneath: bool) -> int:
+    """Attach the mount at its target, `beneath` what is mounted there, and return its mount id.
+
+    Raises MountFailedError, also if somebody has unmounted it at once.
+    """
+    target = made.spec.target
+    if made.mount_fd < 0:
+        entry = find_mount(target)
+        if entry is None or entry.subtype != SUBTYPE:
+            raise MountFailedError(f"cannot mount '{target}': it was unmounted again at once")
+        return entry.mount_id
+    mount_id = _mount_id(made.mount_fd)
+    job = in_thread(lambda: attach_detached(made.mount_fd, target, beneath=beneath))
+    try:
+        await asyncio.shield(job)
+    except asyncio.CancelledError:
+        await asyncio.wait([job], timeout=UNDO_TIMEOUT_S)
+        if job.done() and job.exception() is None:
+            # By descriptor: by name it would be what lies on top.
+            umount2(f"/proc/self/fd/{made.mount_fd}", MNT_DETACH)
+        raise
+    os.close(made.mount_fd)
+    made.mount_fd = -1
+    return mount_id
+
+
+def mount_of(running: Running) -> MountEntry | None:
+    """Return the mount of `running` as the kernel has it now, None when it is gone.
+
+    The id alone would not do: the kernel gives it to the next mount as soon as this one is gone.
+    """
+    return mount_with_id(running.spec.target, running.mount_id)
+
+
+def mount_with_id(target: str, mount_id: int) -> MountEntry | None:
+    """Return our mount at `target` if it has that id."""
+    mounts = read_mounts()
+    place = canonical(target, mounts)
+    found = (entry for entry in mounts if entry.mount_id == mount_id and entry.mount_point == place)
+    return next((entry for entry in found if entry.subtype == SUBTYPE), None)
+
+
+async def detach(entry: MountEntry, *, lazy: bool, timeout_s: float) -> None:
+    """Unmount `entry`, by abort and lazily if the kernel does not answer in time. Raises BusyError unless `lazy`."""
+    top = find_mount(entry.mount_point)
+    if top is not None and top.mount_id != entry.mount_id:
+        hint = f"unmount that first: sudo umount {entry.mount_point}"
+        raise BusyError(f"cannot unmount '{entry.mount_point}': {top.source} is mounted on top of it", hint=hint)
+    try:
+        async with asyncio.timeout(timeout_s or None):
+            await in_thread(lambda: unmount(entry.mount_point, lazy=lazy))
+    except NotFoundError:
+        return
+    except TimeoutError:
+        await in_thread(lambda: connection.abort(entry))
+        await in_thread(lambda: unmount(entry.mount_point, lazy=True))
+
+
+async def take_away(spec: MountSpec) -> None:
+    """Undo a mount that a worker made by itself: callers get errors."""
+    await in_thread(lambda: _unmount_ours(spec))
+
+
+def close_descriptors(running: Running) -> None:
+    """Close what we hold of the mount, once."""
+    for descriptor in (running.fuse_fd, running.estate_fd):
+        if descriptor >= 0:
+            os.close(descriptor)
+    running.fuse_fd = running.estate_fd = -1
+
+
+def is_connected(fuse_fd: int) -> bool:
+    """Say whether the connection still is: once it has ended, its number in fusectl may be another's."""
+    return fuse_fd >= 0 and not _events(fuse_fd, 0)
+
+
+def has_unread(fuse_fd: int) -> bool:
+    """Say whether requests wait to be read."""
+    return fuse_fd >= 0 and bool(_events(fuse_fd, select.POLLIN) & select.POLLIN)
+
+
+def _events(fuse_fd: int, wanted: int) -> int:
+    poll = select.poll()
+    poll.register(fuse_fd, wanted)
+    return next((events for _, events in poll.poll(0)), 0)
+
+
+def _open(spec: MountSpec) -> Connection:
+    if not has_sys_admin():
+        return Connection(spec, attach(spec))
+    try:
+        fuse_fd, mount_fd = open_detached(
+            source=spec.description,
+            subtype=SUBTYPE,
+            read_only=spec.read_only,
+            allow_other=spec.allow_other,
+            default_permissions=True,  # the kernel checks the bits the mount shows and never asks us (ACCESS)
+            max_read_bytes=spec.policy.max_read_bytes,
+            uid=os.geteuid(),
+            gid=os.getegid(),
+        )
+    except MountFailedError as error:
+        log.info("%s; mounting in place", error.message)  # a container's seccomp filter may refuse fsopen(2)
+        return Connection(spec, attach(spec))
+    return Connection(spec, fuse_fd, mount_fd)
+
+
+def _undo(job: "asyncio.Future[Connection]") -> None:
+    """Take back a mount whose making nobody waits for any more; one that hangs is taken back whenever it comes."""
+    if job.cancelled() or job.exception() is not None:
+        return
+    made = job.result()
+    if made.mount_fd < 0:
+        _unmount_ours(made.spec)
+    made.close()
+
+
+def _unmount_ours(spec: MountSpec) -> None:
+    entry = find_mount(spec.target)
+    if entry is not None and entry.subtype == SUBTYPE and entry.source == spec.description:
+        with suppress(AmlmountError):
+            connection.abort(entry)
+        with suppress(AmlmountError):
+            unmount(spec.target, lazy=True)
+
+
+def _mount_id(mount_fd: int) -> int:
+    with open(f"/proc/self/fdinfo/{mount_fd}") as file:
+        found = re.search(r"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
+    assert found
+    return int(found[1])
