@@ -22,6 +22,7 @@ class Proxy:
         self.upstream = urlsplit(upstream).netloc
         self.refuses: Callable[[str, str], bool] = lambda method, path: False
         self.holds: Callable[[str, str], bool] = lambda method, path: False
+        self.refuses_signature: Callable[[str], bool] = lambda signature: False
         self.stop_after_bytes: int | None = None
         self.requests: Counter[str] = Counter()
         self.signatures: Counter[str] = Counter()
@@ -83,9 +84,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         method, parts = self.command, urlsplit(self.path)
         self.proxy.requests[method] += 1
-        if signature := parse_qs(parts.query).get("sig"):
-            self.proxy.signatures[signature[0]] += 1
-        if self.proxy.refuses(method, parts.path):
+        [signature] = parse_qs(parts.query).get("sig", [""])
+        self.proxy.signatures[signature] += 1
+        if self.proxy.refuses(method, parts.path) or self.proxy.refuses_signature(signature):
             self.answer(403, {"x-ms-error-code": "AuthorizationFailure"}, REFUSED)
             return
         if self.proxy.holds(method, parts.path):

@@ -44,6 +44,11 @@ class ProbeResult:
     elapsed_s: float
 
     @property
+    def ms(self) -> float:
+        """How long the answer took, in milliseconds."""
+        return self.elapsed_s * 1000
+
+    @property
     def ok(self) -> bool:
         """The mount answered."""
         return self.answer == "ok"
@@ -82,6 +87,34 @@ def probe_detached(mount_fd: int, timeout_s: float) -> ProbeResult:
         return ProbeResult("hung", f"no answer within {timeout_s:g} s", time.monotonic() - begun)
     child.close()
     return _result(code, begun)
+
+
+# lstat of a name that nobody has: no cache knows it, so the store is asked.
+_ASK_NAME = """
+import os, sys
+try:
+    os.lstat(sys.argv[1])
+except OSError as error:
+    os._exit(error.errno)
+os._exit(0)
+"""
+
+
+def probe_name(target: str, name: str, timeout_s: float) -> ProbeResult:
+    """Ask the mount at `target` for a name below it, which costs a request to the store; `ok` if there is none."""
+    begun = time.monotonic()
+    entry = find_mount(target)
+    if entry is None:
+        return ProbeResult("not_mounted", "nothing is mounted there", 0.0)
+    if _still_silent(entry.mount_point):
+        return ProbeResult("hung", "an earlier question has had no answer yet", time.monotonic() - begun)
+    child = spawn([sys.executable, "-I", "-S", "-c", _ASK_NAME, os.path.join(entry.mount_point, name)], cwd="/")
+    code = child.wait(timeout_s)
+    if code is None:
+        _abandon(entry.mount_point, child)
+        return ProbeResult("hung", f"no answer within {timeout_s:g} s", time.monotonic() - begun)
+    child.close()
+    return _result(0 if code == errno.ENOENT else code, begun)
 
 
 def _result(code: int, begun: float) -> ProbeResult:

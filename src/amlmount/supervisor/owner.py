@@ -37,6 +37,8 @@ from amlmount.states import (
     Stop,
     StopFailed,
     Stopped,
+    Unwanted,
+    Wanted,
     transition,
 )
 from amlmount.supervisor.host import Host
@@ -224,6 +226,7 @@ class MountOwner:
             return
         self.tell(Started(self._running.pid, made_target=bool(self._made.created)))
         self._running.exited.add_done_callback(self._on_exit)
+        self._running.on_stale = partial(self._make_anew, self._running)
 
     async def _make_mount(self, engine: Engine) -> Running:
         preparing = asyncio.create_task(asyncio.to_thread(self._around.host.prepare_target, self.spec.target))
@@ -269,6 +272,13 @@ class MountOwner:
         text = text if reason.returncode < 0 else text.removesuffix("was ")
         hint = f"see its log with: amlmount logs {self.spec.name}"
         self.tell(Exited(Failure("failed", text + reason.text, hint, {"returncode": reason.returncode})))
+
+    def _make_anew(self, running: Running, why: str) -> None:
+        """Drain, unmount and mount again: there is a gap, which is said. One that is in use stays as it is."""
+        if running is self._running and self.status.state in SERVING and self.status.wanted:
+            log.warning("%s: taking it down and up again: %s", self.spec.name, why)
+            self.tell(Unwanted())
+            self.tell(Wanted())
 
     # --- stop ----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from amlmount.blobfuse2.validate import normalized
 from amlmount.config.credentials import SecretRef
@@ -26,13 +26,16 @@ _granting = threading.Lock()
 class Prepared:
     """What one run of blobfuse2 is started with. `mode` is the storage mode of its configuration (`sas`, `key`...).
 
-    `lock_fd` (-1: none) locks the mount's cache directory for as long as blobfuse2 holds it too.
+    `lock_fd` (-1: none) locks the mount's cache directory for as long as blobfuse2 holds it too. `references` are the
+    secrets that stand in the configuration.
     """
 
     folder: Folder
     runtime_dir: str
     mode: str = ""
     lock_fd: int = -1
+    references: tuple[SecretRef, ...] = ()
+    granted: Granted = field(default_factory=lambda: Granted(0, 0))
 
     @property
     def config_path(self) -> str:
@@ -64,31 +67,41 @@ def prepare(
 ) -> Prepared:
     """Make the directories of a run and write its configuration. Raises BusyError, ConfigError, AccessDeniedError."""
     folder, granted = _reserve(spec, source, places, look)
-    prepared = Prepared(folder, os.path.join(places.runtime_base(spec.name), os.path.basename(folder.path)))
+    runtime_dir = os.path.join(places.runtime_base(spec.name), os.path.basename(folder.path))
+    prepared = Prepared(folder, runtime_dir, granted=granted)
     try:
         for path in (places.log_dir, prepared.runtime_dir, os.path.dirname(prepared.config_path), prepared.work_dir):
             os.makedirs(path, mode=0o700, exist_ok=True)
         with open(os.path.join(prepared.runtime_dir, MARKER), "w") as marker:
             marker.write(folder.path)
-        text = render(spec, source, places, prepared, granted)
+        used: list[SecretRef] = []
+        text = render(spec, source, places, prepared, used)
         write_config(prepared.config_path, text)
-        return replace(prepared, mode=mode_of(text), lock_fd=_lock(spec))
+        return replace(prepared, mode=mode_of(text), lock_fd=_lock(spec), references=tuple(used))
     except BaseException:
         prepared.remove_runtime()
         folder.remove()
         raise
 
 
-def render(spec: MountSpec, source: SourceSpec, places: Places, prepared: Prepared, granted: Granted) -> str:
-    """Return the configuration, secrets in it."""
+def render(
+    spec: MountSpec, source: SourceSpec, places: Places, prepared: Prepared, used: list[SecretRef] | None = None
+) -> str:
+    """Return the configuration, secrets in it; `used` gets the references to them."""
+
+    def look_up(reference: SecretRef) -> str:
+        if used is not None:
+            used.append(reference)
+        return reveal(reference)
+
     return render_blobfuse2(
-        spec.model_copy(update={"cache_max_bytes": granted.cache_bytes}),
+        spec.model_copy(update={"cache_max_bytes": prepared.granted.cache_bytes}),
         source=source,
-        secrets=_reveal,
+        secrets=look_up,
         cache_dir=prepared.folder.data,
         log_path=places.log_path(spec.name),
         work_dir=prepared.work_dir,
-        memory_max_bytes=granted.memory_bytes or MIB,
+        memory_max_bytes=prepared.granted.memory_bytes or MIB,
     )
 
 
@@ -114,7 +127,8 @@ def mode_of(text: str) -> str:
     return str(section.get("mode", ""))
 
 
-def _reveal(reference: SecretRef) -> str:
+def reveal(reference: SecretRef) -> str:
+    """Return a secret as it is now. Raises ConfigError, AccessDeniedError, NetworkError."""
     from amlmount import secrets
 
     return secrets.resolve(reference).reveal()

@@ -15,12 +15,13 @@ from amlmount.config.spec import MountSpec, SourceSpec
 from amlmount.engines.base import ExitReason, Running
 from amlmount.engines.blobfuse2 import caches, mounting, salvaging
 from amlmount.engines.blobfuse2.binary import Binary
-from amlmount.engines.blobfuse2.configuring import Prepared, prepare
+from amlmount.engines.blobfuse2.configuring import Prepared, prepare, render
 from amlmount.engines.blobfuse2.environment import scrubbed
 from amlmount.engines.blobfuse2.failures import start_failed
 from amlmount.engines.blobfuse2.mounting import Opened
 from amlmount.engines.blobfuse2.places import Places
 from amlmount.engines.blobfuse2.preflight import preflight
+from amlmount.engines.blobfuse2.rotation import Watched, follow_secrets
 from amlmount.engines.blobfuse2.served import Served
 from amlmount.engines.offload import in_thread
 from amlmount.errors import AmlmountError, ConfigError, MountFailedError, NotFoundError, WaitTimeoutError
@@ -39,6 +40,7 @@ class _Run:
     prepared: Prepared
     folder: Folder
     kept: Folder | None = None
+    watch: "asyncio.Task[None] | None" = None
 
 
 class Blobfuse2Engine:
@@ -95,10 +97,19 @@ class Blobfuse2Engine:
         folder = prepared.folder.note(pid=served.process.pid, pid_start_time=served.process.start_time)
         await self._wait_for_answer(spec, served, opened)
         entry = await in_thread(lambda: mounting.show(opened, spec.target))
-        self._runs[served.process.pid] = _Run(served, prepared, folder)
+        run = self._runs[served.process.pid] = _Run(served, prepared, folder)
         self._begin(salvaging.salvage_now(waiting))
         pid, start_time = served.process.pid, served.process.start_time
-        return Running(spec, self.name, pid, start_time, opened.fuse_fd, entry.mount_id, served.exited)
+        running = Running(spec, self.name, pid, start_time, opened.fuse_fd, entry.mount_id, served.exited)
+        run.watch = self._begin(self._follow_secrets(running, source, prepared))
+        return running
+
+    async def _follow_secrets(self, running: Running, source: SourceSpec, prepared: Prepared) -> None:
+        spec = running.spec
+        watched = Watched(
+            spec.name, spec.target, source, prepared, lambda: render(spec, source, self._places, prepared)
+        )
+        await follow_secrets(watched, lambda why: running.on_stale(why))
 
     def _spawn(self, spec: MountSpec, prepared: Prepared, opened: Opened) -> Served:
         argv = [
@@ -155,6 +166,8 @@ class Blobfuse2Engine:
     async def _see_off(self, run: _Run, timeout_s: float) -> None:
         """Put the cache away when the process has ended, whenever that is, and salvage what may be unsent."""
         self._runs.pop(run.served.process.pid, None)
+        if run.watch is not None:
+            run.watch.cancel()
         farewell = self._begin(self._put_away(run))
         if run.served.exited.done():
             await asyncio.wait({farewell}, timeout=timeout_s)
