@@ -68,6 +68,7 @@ class MountStatus:
     crash_times_s: tuple[float, ...] = ()
     mounted_at_s: float | None = None
     cache_note: str = ""
+    cache_dir: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return one object of `ps -o json`."""
@@ -89,6 +90,7 @@ class MountStatus:
             "wanted": self.wanted,
             "mount_made_target": self.mount_made_target,
             "cache_note": self.cache_note,
+            "cache_dir": self.cache_dir,
         }
 
     @classmethod
@@ -121,6 +123,7 @@ _WIRE_FIELDS = (
     "retry_in_s",
     "wanted",
     "cache_note",
+    "cache_dir",
 )
 
 
