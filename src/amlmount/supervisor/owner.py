@@ -326,6 +326,7 @@ def _facts(spec: MountSpec) -> dict[str, Any]:
         "read_only": spec.read_only,
         "profile": spec.policy.profile,
         "cache_note": spec.cache_note,
+        "cache_dir": spec.cache_dir,
     }
 
 
