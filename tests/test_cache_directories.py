@@ -163,6 +163,12 @@ def test_a_cache_that_is_used_stays(places: Locations, tmp_path: Path) -> None:
     assert not is_used(path) and remove_cache(path) > 0 and not os.path.exists(path)
 
 
+def test_a_cache_that_an_engine_uses_without_a_lock_is_used(places: Locations, tmp_path: Path) -> None:
+    path = made(places, tmp_path)
+    [cache] = find_caches([str(tmp_path / "root")], places, [], [path])
+    assert cache.state == "used" and list(remove_leftovers([cache])) == []
+
+
 def test_what_is_no_cache_of_ours_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "precious").write_text("x")

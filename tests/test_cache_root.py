@@ -170,6 +170,23 @@ def test_a_directory_somebody_else_made_first_is_refused(tmp_path: Path) -> None
     assert os.listdir(target) == []
 
 
+def test_a_root_in_which_everybody_can_write_is_refused_unless_it_is_sticky(tmp_path: Path) -> None:
+    root, wanted = tmp_path / "root", CacheConfig.model_validate({"root": str(tmp_path / "root"), "keep_free": 0})
+    root.mkdir()
+    root.chmod(0o777)
+    assert "everybody can write in it" in choose_root(wanted, places(tmp_path), env={}).note
+    root.chmod(0o1777)
+    assert choose_root(wanted, places(tmp_path), env={}).path == str(root)
+
+
+@pytest.mark.root
+def test_a_root_of_another_user_is_refused(tmp_path: Path) -> None:
+    root, wanted = tmp_path / "root", CacheConfig.model_validate({"root": str(tmp_path / "root"), "keep_free": 0})
+    root.mkdir()
+    os.chown(root, 12345, -1)
+    assert "it belongs to user 12345" in choose_root(wanted, places(tmp_path), env={}).note
+
+
 def test_a_daemon_directory_that_others_can_enter_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "root" / "system"
     path.mkdir(parents=True, mode=0o755)

@@ -40,12 +40,18 @@ class CacheInfo:
         return {"schema_version": 1, **asdict(self)}
 
 
-def find_caches(roots: Iterable[str], places: Locations, wanted: Iterable[str]) -> list[CacheInfo]:
-    """Return the caches of this daemon below `roots`; `wanted` are the directories of configured mounts."""
-    keep = set(wanted)
+def find_caches(
+    roots: Iterable[str], places: Locations, wanted: Iterable[str], used: Iterable[str] = ()
+) -> list[CacheInfo]:
+    """Return the caches of this daemon below `roots`.
+
+    `wanted` are the directories of configured mounts, `used` those that are in use whatever their lock says: an engine
+    that is not ours takes none.
+    """
+    keep, taken = set(wanted), set(used)
     found = [path for root in dict.fromkeys(roots) for path in _below(daemon_directory(root, places))]
     abouts = [(path, about) for path in found if (about := _about(path)) is not None]
-    return [_info(path, about, path in keep) for path, about in abouts]
+    return [_info(path, about, _state(path, keep, taken)) for path, about in abouts]
 
 
 def disk_bytes(path: str) -> int:
@@ -154,9 +160,13 @@ def _below(folder: str) -> list[str]:
         return []
 
 
-def _info(path: str, about: About, is_wanted: bool) -> CacheInfo:
-    used = is_used(path)
-    state: CacheState = "used" if used else "kept" if is_wanted else "left"
+def _state(path: str, wanted: set[str], used: set[str]) -> CacheState:
+    if path in used or is_used(path):
+        return "used"
+    return "kept" if path in wanted else "left"
+
+
+def _info(path: str, about: About, state: CacheState) -> CacheInfo:
     name = f"{about.mount} (session)" if is_session(path) else about.mount
     files = list(_walk(path))
     size_bytes = sum(found.st_blocks * 512 for found in files)

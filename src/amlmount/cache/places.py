@@ -50,11 +50,23 @@ def daemon_directory(root: str, places: Locations) -> str:
 
 def make_daemon_directory(path: str) -> None:
     """Make a directory that only we can enter and write in. Raises OSError, ConfigError if it is somebody else's."""
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    root = os.path.dirname(path)
+    os.makedirs(root, mode=0o755, exist_ok=True)
+    _check_owner(root)
     make_own_directory(path)
     probe = os.path.join(path, f".writable-{secrets.token_hex(4)}")
     os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     os.unlink(probe)
+
+
+def _check_owner(root: str) -> None:
+    """Whoever owns the directory above ours, or may rename in it, could put another one in the place of ours."""
+    found = os.stat(root)
+    who_else = stat.S_IMODE(found.st_mode) & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH
+    if found.st_uid not in (0, os.geteuid()) or who_else:
+        what = "everybody can write in it" if who_else else f"it belongs to user {found.st_uid}"
+        hint = "choose a directory that is yours or root's, or set its sticky bit (chmod +t)"
+        raise ConfigError(f"cannot use '{root}' for caches: {what}", hint=hint)
 
 
 def make_own_directory(path: str) -> None:

@@ -106,7 +106,8 @@ class _Caches:
         named = [self.config.cache.root] if self.config.cache.root else []
         self._roots = list(dict.fromkeys([*used_roots(places), *named, *temporary_roots(), str(places.cache_root)]))
         self.wanted = _wanted(self.config, self._roots, ctx)
-        self.found = find_caches(self._roots, places, [path for paths in self.wanted.values() for path in paths])
+        wanted = [path for paths in self.wanted.values() for path in paths]
+        self.found = find_caches(self._roots, places, wanted, _in_use(ctx))
 
     def roots(self) -> list[dict[str, Any]]:
         """Return for each root that has caches what they take, what they may, and what is free."""
@@ -133,6 +134,11 @@ def _config(ctx: typer.Context) -> "Config":
     told = client.ping()["config"] if client else None
     explicit = Path(told) if told else named_config(ctx)
     return load_config(config_files(explicit, system=setting(ctx, "system")))
+
+
+def _in_use(ctx: typer.Context) -> list[str]:
+    mounts = launch.ask(ctx, lambda client: client.status()) or []
+    return [status.cache_dir for status in mounts if status.cache_dir and status.state != "unmounted"]
 
 
 def _wanted(config: "Config", roots: list[str], ctx: typer.Context) -> dict[str, list[str]]:
