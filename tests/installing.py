@@ -41,7 +41,12 @@ class Mirrors:
     key: Key
 
 
-def make_mirrors(top: Path) -> Mirrors:
+def distribution_debs(lower: str) -> list[Path]:
+    """The packages that the distribution would serve to a bare tree; this machine has them installed."""
+    return [] if lower == "/" else sorted(Path(f"{lower}.debs").glob("*.deb"))
+
+
+def make_mirrors(top: Path, lower: str = "/") -> Mirrors:
     """Build the packages and sign the repositories of every release."""
     work = top / "work"
     work.mkdir()
@@ -56,6 +61,8 @@ def make_mirrors(top: Path) -> Mirrors:
         (served / mirror / "keys").mkdir()
         for name in ("microsoft.asc", "microsoft-2025.asc"):
             (served / mirror / "keys" / name).write_bytes(key.public)
+    if lower != "/":
+        publish(served, "distribution", "bookworm", distribution_debs(lower), key)
     for folder in (top / "key", top / "other"):
         subprocess.run(["gpgconf", "--homedir", str(folder), "--kill", "all"], check=True)
     return Mirrors(served, debs, key)
@@ -94,6 +101,8 @@ class Machine:
     def have(self, version: str) -> None:
         """Install a version with dpkg, as somebody else did it."""
         deb = self.mirrors.debs[version]
+        if self.versions("fuse3")[:2] != "ii":
+            self.box.sh("apt-get -q -y update && apt-get -q -y install --no-install-recommends fuse3")
         self.box.sh(f"dpkg -i /srv/debs/{deb.name}")
 
 
@@ -106,6 +115,10 @@ def open_machine(mirrors: Mirrors, lower: str = "/", *, systemd: bool = False) -
             "rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/* /var/lib/apt/lists /var/cache/apt/*.bin;"
             "mkdir -p /var/lib/apt/lists/partial /var/lib/dpkg/updates; rm -f /etc/apt/apt.conf.d/*proxy*"
         )
+        if lower != "/":
+            box.sh("mkdir -p /etc/apt/keyrings; cp /srv/mirrors/good/keys/microsoft.asc /etc/apt/keyrings/test.asc")
+            line = f"deb [signed-by=/etc/apt/keyrings/test.asc] {URL}/distribution bookworm main\n"
+            box.write("/etc/apt/sources.list", line)
         machine = Machine(box, mirrors)
         machine.set_release(BOOKWORM)
         serve(box)

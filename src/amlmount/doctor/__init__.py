@@ -1,6 +1,7 @@
-"""What `amlmount doctor` looks at: the machine, the kernel, FUSE's set-up, the software. It changes nothing.
+"""What `amlmount doctor` looks at: the machine, the kernel, FUSE's set-up, the software, the stores.
 
-A check is a function without arguments that returns findings; a new one is written in its module and named in CHECKS.
+It changes nothing. A check is a function without arguments that returns findings; a new one is written in its module
+and named in CHECKS.
 """
 
 from amlmount.doctor.findings import Check, Finding, Level, examine
@@ -8,6 +9,18 @@ from amlmount.doctor.fuse_setup import dev_fuse, fuse_conf, fuse_mounts, fusectl
 from amlmount.doctor.kernel import features, kernel
 from amlmount.doctor.machine import container, open_files, updatedb
 from amlmount.doctor.software import blobfuse2, libraries, ourselves
+from amlmount.doctor.stores import store_checks
+from amlmount.doctor.surroundings import (
+    apt_sources,
+    clock,
+    disks,
+    identity,
+    old_blobfuse,
+    others_mounts,
+    proxies,
+    storage_variables,
+    supported_release,
+)
 
 CHECKS: tuple[Check, ...] = (
     ourselves,
@@ -23,6 +36,15 @@ CHECKS: tuple[Check, ...] = (
     fuse_mounts,
     open_files,
     updatedb,
+    supported_release,
+    apt_sources,
+    old_blobfuse,
+    others_mounts,
+    disks,
+    clock,
+    identity,
+    proxies,
+    storage_variables,
 )
 
-__all__ = ["CHECKS", "Check", "Finding", "Level", "examine"]
+__all__ = ["CHECKS", "Check", "Finding", "Level", "examine", "store_checks"]

@@ -29,6 +29,8 @@ After=amlmount.service network-online.target
 What={name}
 Where={target}
 Type=amlmount
+# Not among the local file systems, which everything else waits for.
+Options=_netdev
 TimeoutSec=150
 
 [Install]

@@ -159,6 +159,8 @@ class _Probe:
             names = self._store.list_containers()
         except AmlmountError:
             return error
+        if self._where.container in names:  # being deleted, or disabled: it is not the name that is wrong
+            return error
         near = difflib.get_close_matches(self._where.container, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"the account has {', '.join(names[:5]) or 'none'}"
         return ContainerNotFoundError(error.message, hint=hint, details={**error.details, "near": near})
