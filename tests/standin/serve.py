@@ -182,5 +182,7 @@ def log_line(words: str) -> str:
 
 
 def reset_signals() -> None:
-    """Let Ctrl-C end the command, as in a Go program."""
+    """Let Ctrl-C end the command and the others do nothing, as in a Go program, before there is a mount to be seen."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
