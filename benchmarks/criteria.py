@@ -1,13 +1,12 @@
 """What the samples have to show: each criterion compares ours with somebody, trial by trial, and becomes a line."""
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.pairs import Line
-from benchmarks.sampling import Sample
+from benchmarks.sampling import DISK, OURS, Sample
 
-OURS, DISK = "amlmount", "disk"
 OTHERS = ("rclone", "blobfuse2 file_cache", "blobfuse2 block_cache")
 BLOBFUSE2 = OTHERS[1:]
 CHEAT_FLOOR = 0.75
@@ -65,10 +64,10 @@ class Yardstick:
     def __init__(self, criterion: Criterion, samples: Sequence[Sample]) -> None:
         """`samples` are those of the criterion's work."""
         self._criterion = criterion
-        self._values: dict[str, dict[int, float]] = {}
+        self._values: dict[str, dict[tuple[int, int], float]] = {}
         for sample in samples:
             if sample.peer in criterion.peers and not sample.error:
-                self._values.setdefault(sample.peer, {})[sample.trial] = criterion.measure(sample)
+                self._values.setdefault(sample.peer, {})[sample.trial, sample.repeat] = criterion.measure(sample)
 
     @property
     def exists(self) -> bool:
@@ -80,10 +79,17 @@ class Yardstick:
         mine = self._criterion.measure(ours)
         if not self._criterion.peers:
             return mine
-        best = min(trials.get(ours.trial, statistics.median(trials.values())) for trials in self._values.values())
+        best = min(_nearest(values, ours) for values in self._values.values())
         costs = self._criterion.ceiling is not None or self._criterion.is_cost
         above, below = (mine, best) if costs else (best, mine)
         return above / below if below else float("inf")
+
+
+def _nearest(values: Mapping[tuple[int, int], float], ours: Sample) -> float:
+    for key in ((ours.trial, ours.repeat), (ours.trial, 0)):
+        if key in values:
+            return values[key]
+    return statistics.median(values.values())
 
 
 def _target(criterion: Criterion) -> str:

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from benchmarks.sampling import Step
+from benchmarks.sampling import DISK, OURS, Step
 
 MIB = 1 << 20
 SMALL, TABLES, BIG = "MNIST_FLAT", "TABLES", "big/one.bin"
 LINK = ("-rate", "400000000")
-SAME_AS_OURS = ("amlmount", "disk")
 
 
 @dataclass(frozen=True)
@@ -46,34 +45,36 @@ class Group:
     slow_peers: bool = False
 
 
-def epoch(work: str, reader: str, *, cold: bool = False, drop: bool = False, ours_only: bool = False) -> Step:
+def epoch(
+    work: str, reader: str, *, cold: bool = False, drop: bool = False, ours_only: bool = False, pairs: int = 0
+) -> Step:
     """Return a step over the small images."""
-    return Step(work, reader, SMALL, cold=cold, drop=drop, ours_only=ours_only)
+    return Step(work, reader, SMALL, cold=cold, drop=drop, ours_only=ours_only, pairs=pairs)
 
 
-def large(work: str, reader: str, *, cold: bool = False, drop: bool = False) -> Step:
+def large(work: str, reader: str, *, cold: bool = False, drop: bool = False, pairs: int = 0) -> Step:
     """Return a step on the large file."""
-    return Step(work, reader, BIG, cold=cold, drop=drop)
+    return Step(work, reader, BIG, cold=cold, drop=drop, pairs=pairs)
 
 
 LIST_BIG = Step("list", "names", "big", untimed=True)
 EPOCHS = (
     epoch("first epoch", "first-epoch", cold=True),
-    epoch("second epoch, open(2)", "open2"),
-    epoch("second epoch, open()", "open"),
-    epoch("second epoch, PIL", "pil", ours_only=True),
-    epoch("second epoch, numpy.fromfile", "numpy", ours_only=True),
-    epoch("third epoch, page cache dropped", "open2", drop=True),
+    epoch("second epoch, open(2)", "open2", pairs=5),
+    epoch("second epoch, open()", "open", pairs=5),
+    epoch("second epoch, PIL", "pil", ours_only=True, pairs=2),
+    epoch("second epoch, numpy.fromfile", "numpy", ours_only=True, pairs=3),
+    epoch("third epoch, page cache dropped", "open2", drop=True, pairs=1),
     Step("tables, first", "open2", TABLES, untimed=True, ours_only=True),
-    Step("second epoch, pandas.read_csv", "pandas", TABLES, ours_only=True),
+    Step("second epoch, pandas.read_csv", "pandas", TABLES, ours_only=True, pairs=3),
 )
 SEQUENTIAL = (
     LIST_BIG,
     large("1 GiB, first", "sequential", cold=True),
-    large("1 GiB, page cache dropped", "sequential", drop=True),
-    large("1 GiB, again", "sequential"),
-    large("2,000 x 4 KiB, in the cache", "random-4k", drop=True),
-    large("2,000 x 4 KiB, again", "random-4k"),
+    large("1 GiB, page cache dropped", "sequential", drop=True, pairs=1),
+    large("1 GiB, again", "sequential", pairs=3),
+    large("2,000 x 4 KiB, in the cache", "random-4k", drop=True, pairs=3),
+    large("2,000 x 4 KiB, again", "random-4k", pairs=5),
 )
 GROUPS = (
     Group("list", (epoch("list and stat of 10,000", "list"),), "epochs", images=True),
@@ -111,9 +112,9 @@ GROUPS = (
         (
             LIST_BIG,
             large("1 GiB, cache on overlayfs", "sequential", cold=True),
-            large("2,000 x 4 KiB, cache on overlayfs", "random-4k", drop=True),
+            large("2,000 x 4 KiB, cache on overlayfs", "random-4k", drop=True, pairs=3),
         ),
-        peers=SAME_AS_OURS,
+        peers=(OURS, DISK),
         overlay=True,
     ),
     Group(
@@ -136,7 +137,7 @@ GROUPS = (
         "many",
         (epoch("names of 100,000", "names"), epoch("then stat of 100,000", "list")),
         many=True,
-        peers=("amlmount", "rclone", "blobfuse2 file_cache", "blobfuse2 block_cache"),
+        peers=(OURS, "rclone", "blobfuse2 file_cache", "blobfuse2 block_cache"),
         clients=(
             ("names of 100,000", "obstore-names"),
             ("names of 100,000", "own-names"),

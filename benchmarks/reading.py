@@ -18,10 +18,10 @@ from benchmarks.machine import disk_of, enter_own_namespace, heading
 from benchmarks.peers import Peer, Place, find_peers, versions
 from benchmarks.plan import Group, Sizes
 from benchmarks.record import Record
-from benchmarks.sampling import Sample, client_argv, run_report, sample_client, sample_mount
+from benchmarks.sampling import DISK, OURS, Sample, client_argv, run_report, sample_client, sample_mount
 from benchmarks.stub import WORK, CannotMeasure, Stub, build_stub, running_stub
 
-OURS_AND_DISK = ("amlmount", "disk")
+OURS_AND_DISK = (OURS, DISK)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.criteria import CRITERIA, DISK, OURS, lines
-from benchmarks.sampling import CLIENT_NAME, OWN_CLIENT_NAME, Sample
+from benchmarks.criteria import CRITERIA, lines
+from benchmarks.sampling import CLIENT_NAME, DISK, OURS, OWN_CLIENT_NAME, Sample
 
 PEERS = (OURS, "rclone", "blobfuse2 file_cache", "blobfuse2 block_cache", CLIENT_NAME, OWN_CLIENT_NAME, DISK)
 BEGIN, END = "<!-- reading: begin -->", "<!-- reading: end -->"
@@ -50,7 +50,7 @@ def _cell(samples: Sequence[Sample], work: str, peer: str) -> str:
     found = of(samples, work, peer)
     if not found:
         return "failed" if any(s.error for s in samples if (s.work, s.peer) == (work, peer)) else "-"
-    star = "*" if len(found) < len(of(samples, work, OURS)) else ""
+    star = "*" if trials_of(found) < trials_of(of(samples, work, OURS)) else ""
     shown = f"{_rounded(median(found, lambda sample: sample.seconds))}{star}"
     requests = median(found, lambda sample: sample.requests)
     return shown if peer in (DISK, CLIENT_NAME) else f"{shown} ({requests:.0f})"
@@ -88,6 +88,11 @@ def failures(samples: Sequence[Sample]) -> Iterator[str]:
 def of(samples: Sequence[Sample], work: str, peer: str) -> list[Sample]:
     """Return the good samples of a peer at a work."""
     return [sample for sample in samples if (sample.work, sample.peer) == (work, peer) and not sample.error]
+
+
+def trials_of(samples: Sequence[Sample]) -> int:
+    """Return in how many trials they were taken."""
+    return len({sample.trial for sample in samples})
 
 
 def median(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from benchmarks.peers import Mounted, Peer, PeerFailed, Place
 from benchmarks.stub import Stub
 
 CLIENT = READER.with_name("client.py")
+OURS, DISK = "amlmount", "disk"
 CLIENT_NAME, OWN_CLIENT_NAME = "client", "own client"
 STEP_TIMEOUT_S = 900.0
 
@@ -26,7 +27,8 @@ class Step:
     """One reading of one place. `work` is its name in the table, `reader` what reader.py calls it.
 
     `cold`: every byte has to come from the store. `drop`: forget the kernel's caches before. `ours_only`: for peers
-    it says nothing more. `untimed`: done, not recorded.
+    it says nothing more. `untimed`: done, not recorded. `pairs`: ours and the disk take so many turns, one right
+    after the other, because it is over so fast that what else the machine does would decide.
     """
 
     work: str
@@ -36,6 +38,7 @@ class Step:
     drop: bool = False
     ours_only: bool = False
     untimed: bool = False
+    pairs: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Sample:
     peak_bytes: int = 0
     digest: int | None = None
     cold: bool = False
+    repeat: int = 0
     error: str = ""
     tried: str = ""
 
@@ -73,7 +77,7 @@ def sample_mount(peer: Peer, place: Place, steps: Sequence[Step], trial: int) ->
     try:
         with peer.mounted(place) as mounted:
             for now in steps:
-                found += _measured(peer.name, now, mounted, place, trial)
+                found += _taken(peer.name, now, mounted, place, trial)
     except PeerFailed as error:
         found.append(Sample(now.work, peer.name, trial, cold=now.cold, error=str(error)[:300]))
     finally:
@@ -96,9 +100,24 @@ def _remove(place: Place) -> None:
     shutil.rmtree(place.folder)
 
 
-def _measured(peer: str, step: Step, mounted: Mounted, place: Place, trial: int) -> Iterator[Sample]:
-    if step.ours_only and peer not in ("amlmount", "disk"):
+def _taken(peer: str, step: Step, mounted: Mounted, place: Place, trial: int) -> Iterator[Sample]:
+    """Take a step with one peer, or in pairs with the disk if the peer is ours."""
+    if not step.pairs or peer not in (OURS, DISK):
+        if not step.ours_only or peer in (OURS, DISK):
+            yield from _measured(peer, step, mounted, place, trial)
         return
+    if peer == DISK:
+        return
+    disk = Mounted(str(place.local))
+    list(_measured(DISK, step, disk, place, trial))  # as warm as ours is by now
+    for turn in range(step.pairs):
+        both = [(peer, mounted), (DISK, disk)]
+        for name, folder in both if turn % 2 else reversed(both):
+            for sample in _measured(name, step, folder, place, trial):
+                yield replace(sample, repeat=turn)
+
+
+def _measured(peer: str, step: Step, mounted: Mounted, place: Place, trial: int) -> Iterator[Sample]:
     if step.drop:
         drop_caches()
     place.store.served()
