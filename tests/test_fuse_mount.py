@@ -147,7 +147,8 @@ def test_a_big_directory(mountpoint: str) -> None:
         with os.scandir(mount.path + "/big") as entries:
             assert {entry.name for entry in entries if entry.stat().st_size == 0} == names
         counts = mount.counts()
-        assert counts.get(Opcode.LOOKUP, 0) + counts.get(Opcode.GETATTR, 0) <= 5  # READDIRPLUS has told it all
+        # READDIRPLUS has told it all; what the kernel drops for want of memory meanwhile it asks again.
+        assert counts.get(Opcode.LOOKUP, 0) + counts.get(Opcode.GETATTR, 0) <= len(names) / 10
         assert until(lambda: mount.ask("references") >= len(names))
         mount.unmount()
 
