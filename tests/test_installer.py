@@ -415,6 +415,7 @@ def root(tmp_path: Path) -> Path:
     return made
 
 
+@pytest.mark.root
 def test_a_run_that_fails_takes_back_what_it_changed(tmp_path: Path, root: Path) -> None:
     before = tree(root)
     with pytest.raises(AmlmountError) as caught:
@@ -424,6 +425,7 @@ def test_a_run_that_fails_takes_back_what_it_changed(tmp_path: Path, root: Path)
     assert "echo undone" in caught.value.details["rolled_back"] and caught.value.details["not_rolled_back"] == []
 
 
+@pytest.mark.root
 def test_an_interruption_takes_back_too(tmp_path: Path, root: Path) -> None:
     before = tree(root)
 
@@ -439,6 +441,7 @@ def test_an_interruption_takes_back_too(tmp_path: Path, root: Path) -> None:
     assert tree(root) == before
 
 
+@pytest.mark.root
 def test_several_runs_are_taken_back_to_before_the_first(tmp_path: Path, root: Path) -> None:
     before = tree(root)
     do(tmp_path, *STEPS)
@@ -450,6 +453,7 @@ def test_several_runs_are_taken_back_to_before_the_first(tmp_path: Path, root: P
     assert tree(root) == before and not (tmp_path / "state").exists()
 
 
+@pytest.mark.root
 def test_what_others_have_changed_since_is_left(tmp_path: Path, root: Path) -> None:
     do(tmp_path, *STEPS)
     (root / "there").write_text("mine\n")
