@@ -18,10 +18,12 @@ from amlmount.stores.base import HasDiskSpace
 from amlmount.vfs.ahead import ListAhead
 from amlmount.vfs.base import ROOT_NODE_ID, FsStats, Node, WouldBlock
 from amlmount.vfs.content import ContentReader, OpenContent
+from amlmount.vfs.entries import Entries
 from amlmount.vfs.errno import Trouble, TroubleLog, as_os_error, errno_of
-from amlmount.vfs.listing import Listing, ListingBuilder
+from amlmount.vfs.listing import Listing
+from amlmount.vfs.listings import Listings, mark_stale
 from amlmount.vfs.names import MAX_SEGMENT_BYTES, HiddenReason, encode_segment
-from amlmount.vfs.nodes import STALE, DirectoryNode, Fetch, FileNode, Numbers, Source
+from amlmount.vfs.nodes import DirectoryNode, FileNode, Numbers, Source
 from amlmount.vfs.probe import probe_source
 from amlmount.vfs.succession import Journal, Succession, replay
 from amlmount.vfs.tree import Change, Tree, changes_between
@@ -56,7 +58,6 @@ class BlobFileSystem:
         self._numbers = numbers or Numbers()
         self._opened_ns = time.time_ns()
         self._lock = threading.Lock()
-        self._listed = threading.Condition(self._lock)
         self._troubles = TroubleLog()
         self.on_change: Callable[[DirectoryNode, dict[bytes, Node]], None] = lambda directory, before: None
         whole = next((source for name, source in sources if name is None), None)
@@ -64,7 +65,10 @@ class BlobFileSystem:
         self._tree = Tree(self._root, self._numbers, self._opened_ns)
         self._succession: Succession | None = None
         width = LOCAL_AHEAD if all(source.store.is_local for source in self._sources) else REMOTE_AHEAD
-        self._ahead = ListAhead(lambda directory: self._entries(directory, may_wait=True), width)
+        self._listings = Listings(self._tree, self._lock, policy, clock, self._troubles)
+        self._listings.on_installed = self._installed
+        self._listings.on_change = lambda directory, before: self.on_change(directory, before)
+        self._ahead = ListAhead(lambda directory: self._listings.entries(directory, may_wait=True), width)
         self._gone: set[int] = set()  # versions the store said are gone, as long as the kernel holds them
         self._content = open_content(self._download, self._present_children) if open_content else None
         if whole is None:
@@ -92,7 +96,10 @@ class BlobFileSystem:
         """See FileSystem.lookup."""
         if len(name) > MAX_SEGMENT_BYTES:
             raise OSError(errno.ENAMETOOLONG, "cannot look up a name longer than 1,024 bytes")
-        found = self._children(self._directory(parent_id), may_wait).get(name)
+        try:
+            found = self._listings.find(self._directory(parent_id), name, may_wait)
+        except AmlmountError as error:
+            raise as_os_error(error) from error
         if found is None:
             raise FileNotFoundError(errno.ENOENT, "no such file or directory")
         return found
@@ -105,6 +112,16 @@ class BlobFileSystem:
         """See FileSystem.list_dir."""
         directory = self._directory(node_id)
         entries = list(self._children(directory, may_wait).values())
+        self._ahead.came_to(directory, self._tree.nodes.get(directory.parent_id))
+        return entries
+
+    def stream_dir(self, node_id: int, *, may_wait: bool = True) -> Entries:
+        """See StreamsDirectories.stream_dir."""
+        directory = self._directory(node_id)
+        try:
+            entries = self._listings.stream(directory, may_wait)
+        except AmlmountError as error:
+            raise as_os_error(error) from error
         self._ahead.came_to(directory, self._tree.nodes.get(directory.parent_id))
         return entries
 
@@ -185,6 +202,7 @@ class BlobFileSystem:
     def close(self) -> None:
         """See FileSystem.close."""
         self._ahead.close()
+        self._listings.close()
         if self._content is not None:
             self._content.close()
         for store in {id(source.store): source.store for source in self._sources}.values():
@@ -230,8 +248,15 @@ class BlobFileSystem:
 
         Raises the store's errors, and NotFoundError for a `path` under which there is nothing.
         """
-        for source in self._sources:
-            probe_source(source)
+        for source, directory in self._tops():
+            started_at = self._clock()
+            page = probe_source(source)
+            if page is not None:
+                self._listings.know(directory, source, page, started_at)
+
+    def _tops(self) -> list[tuple[Source, DirectoryNode]]:
+        tops = [self._root, *self._root.children.values()] if self._root.source is None else [self._root]
+        return [(top.source, top) for top in tops if isinstance(top, DirectoryNode) and top.source]
 
     def leave_to(self, journal: Journal) -> None:
         """Write down, from now on, what a process that takes this one's place must know; the past goes in first."""
@@ -255,7 +280,7 @@ class BlobFileSystem:
         with self._lock:
             stale = [(directory, directory.children) for directory in self._to_refresh(path)]
             for directory, _ in stale:
-                _mark_stale(directory)
+                mark_stale(directory)
         changes: list[Change] = []
         for directory, before in stale:
             with self._lock:
@@ -266,7 +291,7 @@ class BlobFileSystem:
 
     def _entries_or_none(self, directory: DirectoryNode) -> dict[bytes, Node]:
         try:
-            return self._entries(directory, may_wait=True)
+            return self._listings.entries(directory, may_wait=True)
         except OSError:  # another thread's listing of its parent has just dropped it
             return {}
 
@@ -307,93 +332,20 @@ class BlobFileSystem:
 
     def _children(self, directory: DirectoryNode, may_wait: bool) -> dict[bytes, Node]:
         try:
-            return self._entries(directory, may_wait)
+            return self._listings.entries(directory, may_wait)
         except AmlmountError as error:
             raise as_os_error(error) from error
 
-    def _entries(self, directory: DirectoryNode, may_wait: bool) -> dict[bytes, Node]:
-        """Return the entries, from a listing begun no longer ago than the policy allows, counted from now.
-
-        The seam for lookups in directories too large to list: `lookup` asks here for all of them.
-        """
-        source = directory.source
-        if source is None:
-            return directory.children
-        may_list = may_wait or source.store.is_local
-        oldest = STALE if self._policy.pinned else self._clock() - self._policy.list_ttl_s
-        while True:
-            with self._lock:
-                if self._known(directory.node_id) is not directory:
-                    raise OSError(errno.ESTALE, "unknown inode")
-                if _is_fresh(directory, oldest):
-                    return directory.children
-                if not may_list or (directory.fetch and not may_wait):
-                    raise WouldBlock
-                if directory.fetch:
-                    self._wait_for(directory.fetch)
-                    continue
-                fetch = directory.fetch = Fetch()
-            self._carry_out(fetch, directory, source)
-
-    def _wait_for(self, fetch: Fetch) -> None:
-        self._listed.wait_for(lambda: fetch.done)
-        if fetch.error is not None:
-            raise fetch.error
-
-    def _carry_out(self, fetch: Fetch, directory: DirectoryNode, source: Source) -> None:
-        started_at = self._clock()
-        old, was_listed = directory.children, directory.listed_at is not None
-        try:
-            listing = _list(directory, source)
-            children = self._tree.arrange(directory, listing)
-            with self._lock:
-                before = directory.children
-                is_changed = self._tree.install(directory, children, listing.hidden)
-                if is_changed and directory.listed_at is not None:
-                    directory.mtime_ns = time.time_ns()
-                directory.listed_at = STALE if fetch.superseded else started_at
-                if self._succession is not None and (is_changed or not before):
-                    self._succession.listed(directory, before)
-        except AmlmountError as error:
-            fetch.error = error
-            self._troubles.failed(source.name, error)
-            raise
-        except BaseException:
-            fetch.error = AmlmountError(f"cannot list {directory.blob_name!r}: internal error")
-            raise
-        finally:
-            with self._lock:
-                fetch.done, directory.fetch = True, None
-                self._listed.notify_all()
-        self._troubles.worked(source.name)
-        if was_listed and is_changed:
-            self.on_change(directory, old)
+    def _installed(self, directory: DirectoryNode, before: dict[bytes, Node]) -> None:
+        if self._succession is not None:
+            self._succession.listed(directory, before)
 
     def _expire(self, node_id: int) -> None:
         with self._lock:
             node = self._tree.nodes.get(node_id)
             if isinstance(node, DirectoryNode):
-                _mark_stale(node)
+                mark_stale(node)
 
 
 def _is_remote(node: Node) -> TypeGuard[FileNode]:
     return isinstance(node, FileNode) and not node.source.store.is_local
-
-
-def _is_fresh(directory: DirectoryNode, oldest: float) -> bool:
-    listed_at = directory.listed_at
-    return listed_at is not None and listed_at > STALE and listed_at >= oldest
-
-
-def _mark_stale(directory: DirectoryNode) -> None:
-    if directory.listed_at is not None:
-        directory.listed_at = STALE
-    if directory.fetch:
-        directory.fetch.superseded = True
-
-
-def _list(directory: DirectoryNode, source: Source) -> Listing:
-    builder = ListingBuilder(directory.blob_name, directory.path, source.glob)
-    for page in source.store.list(directory.blob_name, delimiter=True):
-        builder.add(page)
-    return builder.finish()

@@ -1,14 +1,16 @@
 """From the pages of a listing to the entries of one directory, by the rule of `names` and the source's glob.
 
-Pages go in as they arrive; nothing here asks a store or makes an inode.
+Pages go in as they arrive; nothing here makes an inode.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
 
 from amlmount.stores.base import ObjectInfo, Page
+from amlmount.stores.metadata import MTIME, parse_mtime
 from amlmount.vfs.globs import Glob
 from amlmount.vfs.names import HiddenReason, encode_segment
+from amlmount.vfs.nodes import DirectoryNode, Source
 
 
 @dataclass(slots=True)
@@ -44,7 +46,7 @@ class ListingBuilder:
             if isinstance(name, HiddenReason):
                 self._hide(name, segment)
             elif glob is None or glob.shows_file(self._path + segment):
-                files[name] = info
+                files[name] = with_kept_time(info) if info.metadata else info
 
     def finish(self) -> Listing:
         """Return the entries: where a blob and a directory have one name, the directory wins."""
@@ -73,6 +75,20 @@ class ListingBuilder:
         self._listing.hidden[HiddenReason.MARKER_WITH_DATA if is_marker else reason] += 1
 
 
+def with_kept_time(info: ObjectInfo) -> ObjectInfo:
+    """Return a blob with the time of its content that was kept in its metadata, by us or by rclone, if there is one."""
+    kept = parse_mtime(info.metadata.get(MTIME, ""))
+    return info if kept is None else info._replace(mtime_ns=kept)
+
+
 def is_folder_marker(info: ObjectInfo) -> bool:
     """Tell whether an empty blob stands for a directory, as ADLS Gen2 and blobfuse2 mark them."""
     return info.metadata.get("hdi_isfolder", "").lower() == "true"
+
+
+def list_directory(directory: DirectoryNode, source: Source) -> Listing:
+    """Ask a source for the entries of a directory. Raises the store's errors."""
+    builder = ListingBuilder(directory.blob_name, directory.path, source.glob)
+    for page in source.store.list(directory.blob_name, delimiter=True):
+        builder.add(page)
+    return builder.finish()

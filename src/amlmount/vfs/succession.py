@@ -52,6 +52,16 @@ class Succession:
         if self._tree.nodes.get(directory.node_id) is not directory:
             return  # dropped while it was being listed
         self._journal.append(_listed(directory, before))
+        self._rewrite_if_wanted()
+
+    def changed(self, directory: DirectoryNode, came: Sequence[Node], went: Sequence[bytes]) -> None:
+        """Note single names of a directory that lead to something else now, or nowhere."""
+        if self._tree.nodes.get(directory.node_id) is not directory:
+            return
+        self._journal.append(_record(directory, [_entry(node) for node in came], list(went)))
+        self._rewrite_if_wanted()
+
+    def _rewrite_if_wanted(self) -> None:
         if self._journal.wants_rewrite:
             self._journal.rewrite(_dump(self._tree))
 
@@ -84,7 +94,10 @@ def _dump(tree: Tree) -> Iterator[bytes]:
 def _listed(directory: DirectoryNode, before: dict[bytes, Node]) -> bytes:
     children = directory.children
     came = [_entry(node) for name, node in children.items() if before.get(name) is not node]
-    went = [name for name in before if name not in children]
+    return _record(directory, came, [name for name in before if name not in children])
+
+
+def _record(directory: DirectoryNode, came: list[_Entry], went: list[bytes]) -> bytes:
     hidden = [(reason.name, count) for reason, count in (directory.hidden or {}).items()]
     facts = (directory.node_id, directory.listed_at, directory.mtime_ns)
     return marshal.dumps((_LISTED, *facts, came, went, hidden))
@@ -115,7 +128,7 @@ def _replay_listing(
         raise ValueError(f"inode {node_id} is no directory of a container")
     children = dict(directory.children)
     for name in went:
-        del children[name]
+        children.pop(name, None)
     children.update(_restored(directory, directory.source, came))
     if went or len(children) > len(came):
         children = dict(sorted(children.items(), key=_listing_order))

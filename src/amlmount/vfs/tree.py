@@ -60,7 +60,7 @@ class Tree:
                 children[name] = self._directory(directory, name, old.get(name), listing.directories[name])
                 continue
             known = old.get(name)
-            if known is not None and known.etag == info.etag and known.kind is NodeKind.FILE:
+            if known is not None and known.etag == info.etag and known.kind is not NodeKind.DIRECTORY:
                 children[name] = known
             else:
                 children[name] = make(name, info)
@@ -85,19 +85,58 @@ class Tree:
         self._retire(gone)
         return bool(added or gone)
 
+    # What this mount changes by itself, one name at a time. Each needs the lock.
+
+    def put_child(self, directory: DirectoryNode, node: Node) -> None:
+        """Let a name of a directory lead to `node`, which no path leads to yet; what had the name is retired."""
+        self.take_child(directory, node.name)
+        children = {**directory.children, node.name: node}
+        self._enter([node], children)
+        directory.children = children
+
+    def take_child(self, directory: DirectoryNode, name: bytes) -> Node | None:
+        """Let a name lead nowhere and return what had it."""
+        gone = self.detach(directory, name)
+        if gone is not None:
+            self._retire([gone])
+        return gone
+
+    def detach(self, directory: DirectoryNode, name: bytes) -> Node | None:
+        """Let a name lead nowhere, only to `attach` what had it somewhere else."""
+        children = dict(directory.children)
+        gone = children.pop(name, None)
+        directory.children = children
+        return gone
+
+    def attach(self, directory: DirectoryNode, node: Node) -> None:
+        """Let a name lead to a node that was detached."""
+        node.parent_id = directory.node_id
+        directory.children = {**directory.children, node.name: node}
+
+    def replace(self, old: Node, new: Node) -> None:
+        """Put a node in the place of another with the same number: paths and the kernel's references lead to it."""
+        new.nlookup = old.nlookup
+        self.nodes[new.node_id] = new
+        parent = self.nodes.get(old.parent_id)
+        if isinstance(parent, DirectoryNode) and parent.children.get(old.name) is old:
+            parent.children = {**parent.children, old.name: new}
+
     def _enter(self, added: list[Node], children: dict[bytes, Node]) -> None:
         by_id = {node.node_id: node for node in added}
         if len(by_id) == len(added) and self.nodes.keys().isdisjoint(by_id):
             self.nodes.update(by_id)
         else:
             for index, node in enumerate(added):
-                added[index] = children[node.name] = self._settle(node)
+                added[index] = children[node.name] = self.settle(node)
         files = [node for node in added if node.kind is NodeKind.FILE]
         self.file_count += len(files)
         self.size_bytes += sum([node.size_bytes for node in files])
 
-    def _settle(self, node: Node) -> Node:
-        """Give a node its number for good; the very same thing, still known to the kernel, comes back instead."""
+    def settle(self, node: Node) -> Node:
+        """Give a node its number for good; the very same thing, still known to the kernel, comes back instead.
+
+        Needs the lock.
+        """
         attempt = 0
         while (held := self.nodes.setdefault(node.node_id, node)) is not node:
             if is_same(held, node):
@@ -149,6 +188,11 @@ class Tree:
                 self._retire([node])
             else:
                 self._drop(node)
+
+    def abandon(self, node: Node) -> None:
+        """Drop a node that was settled and never installed, unless somebody holds it. Needs the lock."""
+        if node.nlookup <= 0 and not self.is_current(node):
+            self._drop(node)
 
     def _drop(self, node: Node) -> None:
         if self.nodes.get(node.node_id) is node:
