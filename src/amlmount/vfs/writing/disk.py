@@ -1,0 +1,106 @@
+"""The state directory as the few calls that matter for what survives: writes, and what makes them last.
+
+Nothing else in this package touches files, so a test can stand in its place and cut the power at any of them.
+"""
+
+import errno
+import fcntl
+import os
+
+from amlmount.errors import AmlmountError, BusyError
+
+DATA, KEPT = "data", "kept"
+_FILE_MODE, _DIRECTORY_MODE = 0o600, 0o700
+
+
+class Disk:
+    """A directory and what is in it, by relative name. Raises OSError."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def make_directory(self, name: str = "") -> None:
+        """Make a directory that lasts; one that is there is fine."""
+        path = self.path(name)
+        if not os.path.isdir(path):
+            os.makedirs(path, _DIRECTORY_MODE, exist_ok=True)
+            self.sync_directory(os.path.dirname(path.rstrip("/")))
+
+    def path(self, name: str) -> str:
+        """Return where a name is, for people."""
+        return os.path.join(self.root, name) if name else self.root
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is such a file."""
+        return os.path.exists(self.path(name))
+
+    def names(self, directory: str) -> list[str]:
+        """Return what is in a directory."""
+        return sorted(os.listdir(self.path(directory)))
+
+    def open(self, name: str, *, create: bool = False) -> int:
+        """Open a file for reading and writing; a new one lasts only once its directory was synced."""
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+        return os.open(self.path(name), flags, _FILE_MODE)
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        """Write all of `data` at `offset`."""
+        written = os.pwrite(fd, data, offset)
+        while written < len(data):
+            rest = memoryview(data)[written:]
+            written += os.pwrite(fd, rest, offset + written)
+
+    def truncate(self, fd: int, size_bytes: int) -> None:
+        """Set the length of a file."""
+        os.ftruncate(fd, size_bytes)
+
+    def sync(self, fd: int) -> None:
+        """Make what was written last, and the length."""
+        os.fdatasync(fd)
+
+    def sync_directory(self, path: str) -> None:
+        """Make the names in a directory (an absolute path) last."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file another name, in the place of what has it; lasts once its directory was synced."""
+        os.rename(self.path(old), self.path(new))
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is not there is fine."""
+        try:
+            os.unlink(self.path(name))
+        except FileNotFoundError:
+            return
+
+    def lock(self) -> int:
+        """Keep every other process out until the descriptor is closed. Raises BusyError."""
+        fd = os.open(self.path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise BusyError(
+                    f"cannot use state directory '{self.root}': another process writes through it",
+                    hint="one mount has one state directory; see `amlmount ps`",
+                ) from None
+            raise
+        return fd
+
+
+def open_disk(root: str) -> Disk:
+    """Make the state directory and what belongs into it. Raises AmlmountError when that cannot be."""
+    disk = Disk(root)
+    try:
+        for name in ("", DATA, KEPT):
+            disk.make_directory(name)
+    except OSError as error:
+        raise AmlmountError(
+            f"cannot use state directory '{root}': {error.strerror}", hint="it must be on a lasting, writable disk"
+        ) from error
+    return disk

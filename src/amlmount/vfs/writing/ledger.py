@@ -1,0 +1,229 @@
+"""What the journal's records mean: live files begun, changed, promised, sent, renamed, gone; names to be deleted.
+
+Written as things happen, read once at the start (`replay`). docs/journal.md describes each kind of record.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from amlmount.vfs.writing.disk import DATA, Disk
+from amlmount.vfs.writing.journal import Journal
+from amlmount.vfs.writing.livefile import LiveFile, State
+from amlmount.vfs.writing.records import Record
+
+FILE, STATE, CHANGED, WROTE, CUT = "file", "state", "changed", "wrote", "cut"
+PROMISE, BEGUN, SENT, GONE, DELETE, DELETED = "promise", "begun", "sent", "gone", "delete", "deleted"
+
+
+ID_NAME, ID_BYTES = "id", 8
+
+
+@dataclass(slots=True)
+class Entry:
+    """A live file as the journal knows it: as it was last, as it was when somebody was promised something."""
+
+    state: State
+    promise: State | None = None
+    inline: bytes | None = None
+    begun: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """A blob that is to be deleted, whatever version it is: its name was unlinked or replaced."""
+
+    number: int
+    place: str
+    name: str
+
+
+@dataclass(slots=True)
+class Past:
+    """What a journal tells whoever opens it."""
+
+    entries: dict[int, Entry] = field(default_factory=dict)
+    deletions: dict[int, Deletion] = field(default_factory=dict)
+    next_id: int = 1
+    damaged_bytes: int = 0
+
+
+def replay(records: Iterable[Record]) -> Past:
+    """Work out what is left of the past; a record about a file that is not known says nothing."""
+    past = Past()
+    for record in records:
+        fields = record.fields
+        number = fields.get("id", 0)
+        past.next_id = max(past.next_id, number + 1)
+        if record.kind == FILE:
+            past.entries[number] = Entry(State.from_json(fields["state"]))
+        elif record.kind == DELETE:
+            past.deletions[number] = Deletion(number, fields["place"], fields["name"])
+        elif record.kind == DELETED:
+            past.deletions.pop(number, None)
+        elif record.kind == GONE:
+            past.entries.pop(number, None)
+        elif (entry := past.entries.get(number)) is not None:
+            _happened(entry, record)
+    return past
+
+
+def _happened(entry: Entry, record: Record) -> None:
+    state, fields = entry.state, record.fields
+    if record.kind == STATE:
+        entry.state = State.from_json(fields["state"])
+    elif record.kind == PROMISE:
+        entry.promise = State.from_json(fields["state"])
+        entry.state = State.from_json(fields["state"])
+        entry.inline = record.data if fields["inline"] else None
+    elif record.kind == WROTE:
+        state.held.add(fields["start"], fields["end"])
+        state.dirty.add(fields["start"], fields["end"])
+        state.size = max(state.size, fields["end"])
+    elif record.kind == CUT:
+        state.held.cut(fields["size"])
+        state.dirty.cut(fields["size"])
+        state.size, state.base_end = fields["size"], min(state.base_end, fields["size"])
+    elif record.kind == BEGUN:
+        entry.begun = fields["change"]
+    elif record.kind == SENT:
+        _sent(entry, fields["change"], fields["etag"])
+    state = entry.state
+    if record.kind in (WROTE, CUT, CHANGED):
+        state.change, state.has_data = fields["change"], True
+
+
+def _sent(entry: Entry, change: int, etag: str) -> None:
+    for state in (entry.state, entry.promise):
+        if state is not None:
+            state.stored, state.etag = max(state.stored, change), etag
+    if entry.state.change <= change:
+        entry.state.dirty.cut(0)
+    if entry.promise is not None and entry.promise.promised <= change:
+        entry.promise = entry.inline = None
+
+
+class Ledger:
+    """The journal of one mount and the live files it must still know. Raises OSError when the disk fails."""
+
+    def __init__(self, disk: Disk) -> None:
+        """Open it; `past` is what it says. Raises AmlmountError for a journal that cannot be read."""
+        self.disk = disk
+        self.state_id = _state_id(disk)
+        self.journal = Journal(disk)
+        self.past = replay(self.journal.found.records)
+        self.past.damaged_bytes = self.journal.found.damaged_bytes
+        self.files: dict[int, LiveFile] = {}
+        self._deletions: dict[int, Deletion] = dict(self.past.deletions)
+        self._lock = threading.Lock()
+        self._next_id = self.past.next_id
+
+    def new_id(self) -> int:
+        """Return a number that names a live file, or a deletion, for ever."""
+        with self._lock:
+            self._next_id += 1
+            return self._next_id - 1
+
+    def enter(self, file: LiveFile) -> None:
+        """Note a file's state for the first time."""
+        self.files[file.state.id] = file
+        self.journal.append(FILE, id=file.state.id, state=file.state.to_json())
+
+    def restate(self, file: LiveFile) -> int:
+        """Note all of a file's state, because no smaller record says what changed; what was promised stays so."""
+        return self.journal.append(STATE, id=file.state.id, state=file.state.to_json())
+
+    def changed(self, file: LiveFile) -> None:
+        """Note that a file whose data file is all of it is no longer what the store has."""
+        self.journal.append(CHANGED, id=file.state.id, change=file.state.change)
+
+    def wrote(self, file: LiveFile, start: int, end: int) -> None:
+        """Note that a range is held; only after it is in the data file."""
+        self.journal.append(WROTE, id=file.state.id, start=start, end=end, change=file.state.change)
+
+    def cut(self, file: LiveFile) -> None:
+        """Note a new, smaller size."""
+        self.journal.append(CUT, id=file.state.id, size=file.state.size, change=file.state.change)
+
+    def promise(self, file: LiveFile, inline: bytes | None = None) -> int:
+        """Note that somebody will be told that this state lasts; return the place to sync to before that is said.
+
+        `inline`: all of a small file. Else its data file must have been synced.
+        """
+        state = file.state.to_json()
+        file.promise = State.from_json(state)
+        return self.journal.append(PROMISE, inline or b"", id=file.state.id, state=state, inline=inline is not None)
+
+    def begun(self, file: LiveFile, change: int) -> None:
+        """Note that this change is about to be sent: afterwards it may be in the store without our knowing."""
+        self.journal.append(BEGUN, id=file.state.id, change=change)
+
+    def sent(self, file: LiveFile, change: int, etag: str) -> None:
+        """Note that the store has this change."""
+        if file.promise is not None and file.promise.promised <= change:
+            file.promise = None
+        self.journal.append(SENT, id=file.state.id, change=change, etag=etag)
+
+    def gone(self, file: LiveFile) -> int:
+        """Note that nothing of a file needs to be known any more."""
+        self.files.pop(file.state.id, None)
+        return self.journal.append(GONE, id=file.state.id)
+
+    def delete(self, place: str, name: str) -> Deletion:
+        """Note, so that it lasts, that a blob will be deleted, and nothing uploaded under its name before."""
+        deletion = Deletion(self.new_id(), place, name)
+        self._deletions[deletion.number] = deletion
+        self.journal.sync(self.journal.append(DELETE, id=deletion.number, place=place, name=name))
+        return deletion
+
+    def deleted(self, deletion: Deletion) -> None:
+        """Note that it is done."""
+        self._deletions.pop(deletion.number, None)
+        self.journal.append(DELETED, id=deletion.number)
+
+    def tidy(self) -> None:
+        """Begin the journal anew with what still matters, if most of it does not. Called with no lock held."""
+        if not self.journal.wants_rewrite:
+            return
+        with contextlib.ExitStack() as locks:
+            files = sorted(self.files.values(), key=lambda file: file.state.id)
+            for file in files:
+                locks.enter_context(file.lock)
+            for promise in [file.promise for file in files if file.promise is not None]:
+                self._make_data_last(promise)
+            self.disk.sync_directory(self.disk.path(DATA))
+            self.journal.rewrite(lambda: self._present(files))
+
+    def _make_data_last(self, promise: State) -> None:
+        fd = self.disk.open(promise.data_name)
+        try:
+            self.disk.sync(fd)
+        finally:
+            os.close(fd)
+
+    def _present(self, files: list[LiveFile]) -> Iterator[Record]:
+        for file in files:
+            number = file.state.id
+            if file.promise is not None:
+                yield Record(FILE, {"id": number, "state": file.promise.to_json()})
+                yield Record(PROMISE, {"id": number, "state": file.promise.to_json(), "inline": False})
+            yield Record(STATE if file.promise else FILE, {"id": number, "state": file.state.to_json()})
+        for deletion in list(self._deletions.values()):
+            yield Record(DELETE, {"id": deletion.number, "place": deletion.place, "name": deletion.name})
+
+
+def _state_id(disk: Disk) -> str:
+    """Return what tells this state directory from all others; made when it is used first."""
+    fd = disk.open(ID_NAME, create=True)
+    try:
+        found = os.pread(fd, ID_BYTES * 2, 0)
+        if len(found) < ID_BYTES * 2:
+            found = os.urandom(ID_BYTES).hex().encode()
+            disk.write(fd, found, 0)
+            disk.sync(fd)
+            disk.sync_directory(disk.root)
+        return found.decode()
+    finally:
+        os.close(fd)

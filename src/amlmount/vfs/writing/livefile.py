@@ -1,0 +1,220 @@
+"""A file that this mount writes to: its content as it is now, partly on the local disk, partly still in the store.
+
+What is `held` lies in the data file; the rest, up to `base_end`, is that of the version `etag` in the store. `dirty`
+is what the store does not have. `change` counts changes; `promised` and `stored` say up to which of them somebody
+was told that they last, and the store has them.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from amlmount.stores.base import ObjectInfo
+from amlmount.vfs.nodes import FileNode, Source
+from amlmount.vfs.writing.disk import DATA, Disk
+from amlmount.vfs.writing.extents import Extents
+
+PIECE_BYTES = 4 << 20
+
+
+@dataclass(slots=True)
+class State:
+    """All of a live file that a successor, or the next start, must know. `whole`: the data file is all of it."""
+
+    id: int
+    node_id: int
+    ino: int
+    place: str
+    name: str
+    etag: str = ""
+    size: int = 0
+    base_end: int = 0
+    mtime_ns: int = 0
+    whole: bool = True
+    held: Extents = field(default_factory=Extents)
+    dirty: Extents = field(default_factory=Extents)
+    change: int = 0
+    promised: int = 0
+    stored: int = 0
+    epoch: int = 0
+    has_data: bool = False
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` understands; what follows from `whole` is left out."""
+        plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("held", "dirty")}
+        extents = {} if self.whole else {"held": list(self.held), "dirty": list(self.dirty)}
+        return plain | extents
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "State":
+        """Rebuild it; a whole file's data is dirty unless the store has all changes."""
+        plain = {name: value for name, value in data.items() if name not in ("held", "dirty")}
+        state = cls(**plain)
+        state.held = Extents(tuple(pair) for pair in data.get("held", ()))
+        state.dirty = Extents(tuple(pair) for pair in data.get("dirty", ()))
+        return state
+
+    @property
+    def data_name(self) -> str:
+        """Where its data is in the state directory; another epoch is another file."""
+        return f"{DATA}/{self.id:08x}-{self.epoch}"
+
+
+class LiveFile(FileNode):
+    """An inode whose content may change. `lock` guards every field; it is never held over a call of the store."""
+
+    __slots__ = (
+        "_disk",
+        "_fd",
+        "dirty_since",
+        "is_displaced",
+        "is_unlinked",
+        "lock",
+        "opens",
+        "outdated",
+        "promise",
+        "sending",
+        "state",
+        "trouble",
+    )
+
+    def __init__(self, disk: Disk, source: Source, parent_id: int, name: bytes, state: State) -> None:
+        info = ObjectInfo(state.name, state.size, state.etag, state.mtime_ns)
+        super().__init__(state.node_id, state.ino, parent_id, name, source, info)
+        self.state = state
+        self.lock = threading.RLock()
+        self.sending = threading.Lock()  # one upload at a time
+        self.opens = 0
+        self.promise: State | None = None  # the state as it was when it was promised last
+        self.outdated: list[str] = []  # data files of earlier epochs, needed until a later promise lasts
+        self.is_unlinked = False
+        self.is_displaced = False  # somebody else has the name now
+        self.trouble: Exception | None = None
+        self.dirty_since = time.time()
+        self._disk = disk
+        self._fd = -1
+
+    @property
+    def is_dirty(self) -> bool:
+        """Say whether the store lacks something of it that anybody could still want there."""
+        return self.state.change > self.state.stored and not self.is_unlinked and not self.is_displaced
+
+    @property
+    def is_pending(self) -> bool:
+        """Say whether somebody was promised what the store does not have yet."""
+        return self.state.promised > self.state.stored and not self.is_unlinked and not self.is_displaced
+
+    def show(self) -> None:
+        """Let the inode's attributes be those of the state."""
+        state = self.state
+        self.size_bytes, self.mtime_ns, self.etag, self.blob_name = state.size, state.mtime_ns, state.etag, state.name
+
+    # The data file; needs `lock`
+
+    def fd(self) -> int:
+        """Return the data file's descriptor, opened, and made if it is not there."""
+        if self._fd < 0:
+            self._fd = self._disk.open(self.state.data_name, create=True)
+            self.state.has_data = True
+        return self._fd
+
+    def close_data(self) -> None:
+        """Close the descriptor; the data stays."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def drop_data(self) -> None:
+        """Remove the data file: the store has all of it, or nobody wants it."""
+        self.close_data()
+        if self.state.has_data:
+            self._disk.remove(self.state.data_name)
+        for name in self.outdated:
+            self._disk.remove(name)
+        self.outdated = []
+        self.state.has_data = False
+        self.state.held, self.state.dirty, self.state.whole = Extents(), Extents(), False
+        self.state.base_end = self.state.size
+
+    def turn_epoch(self, keep_bytes: int) -> None:
+        """Go on in a new data file that begins with what the old one has; the old one is left as it is."""
+        old = os.dup(self.fd())
+        try:
+            self.outdated.append(self.state.data_name)
+            self.close_data()
+            self.state.epoch += 1
+            _copy(old, self.fd(), keep_bytes, self._disk)
+        finally:
+            os.close(old)
+
+    def write(self, offset: int, data: bytes | memoryview) -> bool:
+        """Write into the data file; True if the ranges that count have changed. Raises OSError."""
+        end, state = offset + len(data), self.state
+        self._disk.write(self.fd(), data, offset)
+        changed = state.held.add(offset, end)
+        changed = state.dirty.add(offset, end) or changed
+        if offset > state.size:  # a hole: zeros here, whatever the store had there once
+            changed = self._fill(state.size, offset) or changed
+        state.size = max(state.size, end)
+        return changed
+
+    def resize(self, size_bytes: int) -> None:
+        """Cut or lengthen, with zeros. Raises OSError."""
+        state = self.state
+        if size_bytes < state.size:
+            state.held.cut(size_bytes)
+            state.dirty.cut(size_bytes)
+            state.base_end = min(state.base_end, size_bytes)
+        if state.has_data or size_bytes > state.size:
+            self._disk.truncate(self.fd(), size_bytes)
+        if size_bytes > state.size:
+            self._fill(state.size, size_bytes)
+        state.size = size_bytes
+
+    def _fill(self, start: int, end: int) -> bool:
+        changed = self.state.held.add(start, end)
+        return self.state.dirty.add(start, end) or changed
+
+    def forget_outdated(self) -> None:
+        """Remove data files of earlier epochs, unless what was promised is in one of them."""
+        if self.promise is None or self.promise.epoch == self.state.epoch:
+            for name in self.outdated:
+                self._disk.remove(name)
+            self.outdated = []
+
+    def pieces(self, start: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """Yield (start, end, is it here) for a range that ends before the end of the file."""
+        end, state = start + length, self.state
+        if state.whole:
+            yield start, end, True
+            return
+        for first, last in state.held.gaps(start, end):
+            if start < first:
+                yield start, first, True
+            yield first, last, False
+            start = last
+        if start < end:
+            yield start, end, True
+
+    def read_local(self, start: int, end: int) -> bytes:
+        """Return bytes that are held; those the data file is too short for are zeros."""
+        return read_exactly(self.fd(), start, end)
+
+
+def read_exactly(fd: int, start: int, end: int) -> bytes:
+    """Return a range of a file, with zeros behind its end."""
+    parts, place = [], start
+    while place < end and (data := os.pread(fd, end - place, place)):
+        parts.append(data)
+        place += len(data)
+    found = parts[0] if len(parts) == 1 else b"".join(parts)
+    return found + bytes(end - place) if place < end else found
+
+
+def _copy(old: int, new: int, length: int, disk: Disk) -> None:
+    for start in range(0, length, PIECE_BYTES):
+        disk.write(new, read_exactly(old, start, min(start + PIECE_BYTES, length)), start)

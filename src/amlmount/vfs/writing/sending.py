@@ -1,0 +1,228 @@
+"""One attempt to bring a live file into the store: what is sent, under which condition, and what a refusal means.
+
+Nobody else's change is overwritten: whoever finds another version under the name keeps its own data beside it.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+
+from amlmount.errors import AmlmountError, BlobNotFoundError, PreconditionFailedError
+from amlmount.stores.base import ObjectInfo, Ranges, WritableStore
+from amlmount.stores.metadata import MTIME, format_mtime
+from amlmount.vfs.writing.extents import Extents
+from amlmount.vfs.writing.keeping import keep
+from amlmount.vfs.writing.ledger import Ledger
+from amlmount.vfs.writing.livefile import LiveFile, read_exactly
+
+WRITE_ID = "amlmount_write"  # metadata that tells our own attempt from another's write
+_COMPARE_BYTES = 4 << 20
+_ATTEMPTS = 4
+log = logging.getLogger(__name__)
+
+
+class ConflictError(PreconditionFailedError):
+    """Somebody else has changed the blob; `kept` says where our data is now."""
+
+    def __init__(self, name: str, kept: str) -> None:
+        super().__init__(
+            f"cannot write '{name}': somebody else has changed it since it was opened; our data is kept as {kept}",
+            hint="compare the two and keep what is wanted",
+            details={"name": name, "kept": kept},
+        )
+
+
+class Snapshot:
+    """The content of a live file at one change, as the store reads it. Close it."""
+
+    def __init__(self, file: LiveFile, state_id: str) -> None:
+        """Needs the file's lock. `state_id` names the state directory among all there are."""
+        state = file.state
+        self.store = file.source.store
+        self.name, self.change, self.size_bytes = state.name, state.change, state.size
+        self.etag, self.whole = state.etag, state.whole
+        self.dirty, self._held = state.dirty.copy(), state.held.copy()
+        self._fd = os.dup(file.fd()) if state.has_data or state.whole else -1
+        self.metadata = dict(state.metadata) | {MTIME: format_mtime(state.mtime_ns)}
+        self.own_ids = f"{state_id}-{state.id:x}-"
+        self.write_id = f"{self.own_ids}{state.change:x}"
+
+    def close(self) -> None:
+        """Let go of the data file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    @property
+    def unchanged(self) -> Ranges:
+        """What the version that was opened has at the same place."""
+        return list(self.dirty.gaps(0, self.size_bytes)) if self.etag else []
+
+    def read(self, start: int, length: int) -> bytes:
+        """See stores.base.Content."""
+        if self.whole:
+            return read_exactly(self._fd, start, start + length)
+        parts, end = [], start + length
+        for first, last in self._held.gaps(start, end):
+            parts += [self._local(start, first), self._remote(first, last)]
+            start = last
+        return b"".join([*parts, self._local(start, end)])
+
+    def _local(self, start: int, end: int) -> bytes:
+        return read_exactly(self._fd, start, end) if start < end else b""
+
+    def _remote(self, start: int, end: int) -> bytes:
+        data = self.store.get(self.name, start, end - start, if_match=self.etag)
+        if len(data) != end - start:
+            raise AmlmountError(f"cannot read blob {self.name!r}: {len(data)} of {end - start} bytes came")
+        return data
+
+    def is_in(self, info: ObjectInfo) -> bool:
+        """Tell whether a blob is this content, by what it says or by looking."""
+        if WRITE_ID in info.metadata:
+            return info.metadata[WRITE_ID] == self.write_id
+        if info.size_bytes != self.size_bytes:
+            return False
+        for start in range(0, self.size_bytes, _COMPARE_BYTES):
+            length = min(_COMPARE_BYTES, self.size_bytes - start)
+            if self.store.get(self.name, start, length, if_match=info.etag) != self.read(start, length):
+                return False
+        return True
+
+
+class Sender:
+    """Sends live files. `on_stored(file, info)` is called after each success, with no lock held."""
+
+    def __init__(self, ledger: Ledger, on_stored: Callable[[LiveFile, ObjectInfo], None]) -> None:
+        self._ledger = ledger
+        self._on_stored = on_stored
+
+    def send(self, file: LiveFile) -> None:
+        """Bring what the store lacks of a file into it; at once if that is nothing.
+
+        Raises what the store raises, ConflictError once our data is beside the other's, OSError if the disk fails.
+        """
+        with file.sending:
+            for _ in range(_ATTEMPTS):
+                with file.lock:
+                    if not file.is_dirty:
+                        return
+                    snapshot, sent = Snapshot(file, self._ledger.state_id), file.state.dirty
+                    file.state.dirty = Extents()
+                try:
+                    if self._attempt(file, snapshot, sent):
+                        return
+                finally:
+                    snapshot.close()
+        raise PreconditionFailedError(f"cannot write '{file.blob_name}': it changes all the time", hint="try again")
+
+    def _attempt(self, file: LiveFile, snapshot: Snapshot, sent: Extents) -> bool:
+        """Send once; False if the condition has to be another one, and it should be tried again."""
+        try:
+            self._ledger.begun(file, snapshot.change)
+            info = self._upload(snapshot)
+        except PreconditionFailedError:
+            self._give_back(file, sent)
+            return self._refused(file, snapshot)
+        except BaseException:
+            self._give_back(file, sent)
+            raise
+        self._stored(file, snapshot, info)
+        return True
+
+    def _upload(self, snapshot: Snapshot) -> ObjectInfo:
+        store = snapshot.store
+        assert isinstance(store, WritableStore)
+        return store.upload(
+            snapshot.name,
+            snapshot,
+            unchanged=snapshot.unchanged,
+            if_match=snapshot.etag or None,
+            if_none_match=not snapshot.etag,
+            metadata=_metadata(store, snapshot),
+        )
+
+    def _give_back(self, file: LiveFile, sent: Extents) -> None:
+        with file.lock:
+            file.state.dirty.update(sent)
+            file.state.dirty.cut(file.state.size)
+
+    def _refused(self, file: LiveFile, snapshot: Snapshot) -> bool:
+        """Find out why the condition did not hold: our own attempt came through, the blob is gone, or a conflict."""
+        present = _head(snapshot.store, snapshot.name)
+        if present is None:
+            if not snapshot.whole:
+                self._keep_beside(file, snapshot, "is gone")
+            with file.lock:
+                file.state.etag = ""
+                file.state.dirty.add(0, file.state.size)
+                self._ledger.restate(file)
+            return False
+        if snapshot.is_in(present):
+            self._stored(file, snapshot, present)
+            return True
+        if present.metadata.get(WRITE_ID, "").startswith(snapshot.own_ids):  # an earlier attempt of ours
+            with file.lock:
+                file.state.etag = present.etag
+                file.state.dirty.add(0, file.state.size)
+                self._ledger.restate(file)
+            return False
+        self._keep_beside(file, snapshot, present.etag)
+        return True
+
+    def _stored(self, file: LiveFile, snapshot: Snapshot, info: ObjectInfo) -> None:
+        with file.lock:
+            state = file.state
+            state.stored, state.etag = max(state.stored, snapshot.change), info.etag
+            if state.change == snapshot.change:
+                state.dirty = Extents()
+            file.trouble = None
+            file.show()
+            self._ledger.sent(file, snapshot.change, info.etag)
+        self._on_stored(file, info)
+
+    def _keep_beside(self, file: LiveFile, snapshot: Snapshot, found: str) -> None:
+        kept = keep_beside(self._ledger, snapshot, file)
+        with file.lock:
+            file.is_displaced = True
+            file.drop_data()
+            error = ConflictError(snapshot.name, kept)
+            file.trouble = error
+            self._ledger.journal.sync(self._ledger.gone(file))
+        log.error("%s", error.message)
+        self._on_stored(file, ObjectInfo(snapshot.name, 0, found, 0))
+        raise error
+
+
+def keep_beside(ledger: Ledger, snapshot: Snapshot, file: LiveFile) -> str:
+    """Put the data of a file that lost its name beside the winner, or, if that cannot be, into the state directory.
+
+    Returns where it is. Raises what the store raises when it cannot be reached: then nothing has changed.
+    """
+    moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    name = f"{snapshot.name}.conflict-{moment}-{file.state.id:x}"
+    store = snapshot.store
+    assert isinstance(store, WritableStore)
+    try:
+        store.upload(name, snapshot, if_none_match=True, metadata=_metadata(store, snapshot))
+    except (PreconditionFailedError, BlobNotFoundError):
+        # Either this very attempt came through before, or what we lack of the old version is gone from the store.
+        present = _head(store, name)
+        if present is None or not snapshot.is_in(present):
+            with file.lock:
+                file.close_data()
+                return keep(ledger.disk, file.state, "another has the name, and only the ranges in `held` are here")
+    return f"'{name}' in the store"
+
+
+def _metadata(store: WritableStore, snapshot: Snapshot) -> Mapping[str, str]:
+    own = {WRITE_ID: snapshot.write_id} if store.keeps_metadata else {}
+    return {key: value for key, value in snapshot.metadata.items() if store.keeps_metadata or key == MTIME} | own
+
+
+def _head(store: object, name: str) -> ObjectInfo | None:
+    assert isinstance(store, WritableStore)
+    try:
+        return store.head(name)
+    except BlobNotFoundError:
+        return None

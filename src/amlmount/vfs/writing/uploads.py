@@ -1,0 +1,184 @@
+"""When live files are sent: at once for whoever waits, in the background for what was promised, for as long as it takes.
+
+A failure reaches whoever waits; then the data is made to last here, and sending it is tried again and again.
+"""
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from amlmount.errors import AccessDeniedError, AmlmountError, UsageError
+from amlmount.vfs.writing.disk import DATA
+from amlmount.vfs.writing.ledger import Ledger
+from amlmount.vfs.writing.livefile import LiveFile
+from amlmount.vfs.writing.sending import ConflictError, Sender
+
+INLINE_BYTES = 64 << 10
+THREADS = 4
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+REFUSED_PAUSE_S = 20.0
+LOUDER_AFTER_S = (60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0)
+log = logging.getLogger(__name__)
+
+
+class Uploads:
+    """Sends files. Methods may be called from any thread that may wait.
+
+    `tell(file, error)` is called after each attempt, error None if it went well. `refused` is why the store lets
+    nothing be written at present.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        sender: Sender,
+        tell: Callable[[LiveFile, AmlmountError | None], None],
+        *,
+        threads: int = THREADS,
+    ) -> None:
+        self._ledger, self._sender, self._tell = ledger, sender, tell
+        self._wanted = threading.Condition()
+        self._queue: list[tuple[float, int, LiveFile]] = []
+        self._queued: set[int] = set()
+        self._order = itertools.count()
+        self._failing: dict[int, tuple[float, int]] = {}  # file id -> first failure (monotonic), attempts
+        self._is_closed = False
+        self._size, self._threads = threads, list[threading.Thread]()
+        self.refused: AccessDeniedError | None = None
+
+    def promise(self, file: LiveFile) -> None:
+        """Make the present state of a file last on the local disk. Raises OSError: then nothing was promised."""
+        with file.lock:
+            state = file.state
+            if not file.is_dirty or state.promised == state.change:
+                return
+            before, state.promised = state.promised, state.change
+            try:
+                place = self._ledger.promise(file, self._made_last(file))
+                self._ledger.journal.sync(place)
+            except BaseException:
+                state.promised = before
+                raise
+            file.forget_outdated()
+
+    def _made_last(self, file: LiveFile) -> bytes | None:
+        state, disk = file.state, self._ledger.disk
+        if state.whole and state.size <= INLINE_BYTES:
+            return file.read_local(0, state.size) if state.size else b""
+        disk.sync(file.fd())
+        disk.sync_directory(disk.path(DATA))
+        return None
+
+    def send_now(self, file: LiveFile, timeout_s: float) -> None:
+        """Bring a file into the store. Raises AmlmountError, OSError; what failed is kept and sent later."""
+        deadline, pause_s = time.monotonic() + timeout_s, FIRST_PAUSE_S
+        while True:
+            try:
+                self._attempt(file)
+                return
+            except (AmlmountError, OSError) as error:
+                left_s = deadline - time.monotonic()
+                if not _may_pass(error) or left_s <= 0:
+                    if not isinstance(error, ConflictError):
+                        self.promise(file)
+                        self.enqueue(file, pause_s)
+                    raise
+            time.sleep(min(pause_s, max(left_s, 0.01)))
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    def enqueue(self, file: LiveFile, pause_s: float = 0.0) -> None:
+        """Have a file sent in the background, again and again until the store has it."""
+        with self._wanted:
+            if file.state.id in self._queued or self._is_closed:
+                return
+            self._queued.add(file.state.id)
+            heapq.heappush(self._queue, (time.monotonic() + pause_s, next(self._order), file))
+            if len(self._threads) < min(self._size, len(self._queue)):
+                thread = threading.Thread(target=self._work, name="upload", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._wanted.notify()
+
+    def hurry(self) -> None:
+        """Try everything that waits for its next attempt now."""
+        with self._wanted:
+            self._queue = [(0.0, order, file) for _, order, file in self._queue]
+            self._wanted.notify_all()
+
+    def close(self) -> None:
+        """Begin no further attempt; those under way end by themselves."""
+        with self._wanted:
+            self._is_closed = True
+            self._wanted.notify_all()
+
+    def _work(self) -> None:
+        while (file := self._next()) is not None:
+            try:
+                self._in_background(file)
+            except Exception:
+                log.exception("sending '%s' failed", file.blob_name)
+                self.enqueue(file, LONGEST_PAUSE_S)
+
+    def _next(self) -> LiveFile | None:
+        with self._wanted:
+            while not self._is_closed:
+                wait_s = self._queue[0][0] - time.monotonic() if self._queue else None
+                if wait_s is not None and wait_s <= 0:
+                    file = heapq.heappop(self._queue)[2]
+                    self._queued.discard(file.state.id)
+                    return file
+                self._wanted.wait(wait_s)
+            return None
+
+    def _in_background(self, file: LiveFile) -> None:
+        with file.lock:
+            is_being_rewritten = file.promise is not None and file.promise.epoch != file.state.epoch
+        if is_being_rewritten and file.opens:
+            self.enqueue(file, 1.0)
+            return
+        try:
+            self._attempt(file)
+        except ConflictError:
+            return
+        except (AmlmountError, OSError) as error:
+            self.enqueue(file, self._pause_after(file, error))
+
+    def _attempt(self, file: LiveFile) -> None:
+        try:
+            self._sender.send(file)
+        except AmlmountError as error:
+            file.trouble = error
+            if isinstance(error, AccessDeniedError):
+                self.refused = error
+            self._tell(file, error)
+            raise
+        except OSError as error:
+            file.trouble = error
+            raise
+        self._failing.pop(file.state.id, None)
+        self.refused = None
+        self._tell(file, None)
+
+    def _pause_after(self, file: LiveFile, error: Exception) -> float:
+        now = time.monotonic()
+        first, count = self._failing.get(file.state.id, (now, 0))
+        self._failing[file.state.id] = (first, count + 1)
+        self._say(file, error, count, now - first)
+        if isinstance(error, AccessDeniedError | UsageError):
+            return REFUSED_PAUSE_S
+        return min(FIRST_PAUSE_S * 2 ** min(count, 10), LONGEST_PAUSE_S)
+
+    def _say(self, file: LiveFile, error: Exception, count: int, lasting_s: float) -> None:
+        """Say it at the first failure, and louder when it has lasted long."""
+        text = getattr(error, "message", str(error))
+        if count == 0:
+            log.warning("'%s' is not in the store yet: %s", file.blob_name, text)
+        elif any(lasting_s - LONGEST_PAUSE_S < limit <= lasting_s for limit in LOUDER_AFTER_S):
+            log.error("'%s' has not got into the store for %.0f minutes: %s", file.blob_name, lasting_s / 60, text)
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, AmlmountError) and not isinstance(error, AccessDeniedError | UsageError | ConflictError)
