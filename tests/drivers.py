@@ -6,6 +6,7 @@ Fixture `driver` runs a test with both; `real` is not run where there is none, a
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,22 @@ from standin.install import Installed, install_standin
 from world import World
 
 REAL = shutil.which("blobfuse2", path=os.environ.get("AMLMOUNT_BLOBFUSE2_PATH", os.environ.get("PATH", "")))
+WRITER = """
+import os, sys
+path, text, how = sys.argv[1:]
+fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+if text:
+    os.write(fd, text.encode())
+if how == "fsync":
+    try:
+        os.fsync(fd)
+    except OSError:
+        pass
+print("written", flush=True)
+if how == "close":
+    os.close(fd)
+sys.stdin.read()
+"""
 NOT_RUN = "NOT RUN: no real blobfuse2 on PATH or in AMLMOUNT_BLOBFUSE2_PATH"
 
 
@@ -156,3 +173,36 @@ def account(world: World, azurite: Azurite) -> Iterator[Account]:
     yield made
     for store in made.opened.values():
         store.close()
+
+
+class Writers:
+    """Processes that hold files open; killed at the end."""
+
+    def __init__(self) -> None:
+        self.all: list[subprocess.Popen[bytes]] = []
+
+    def open(self, path: str, text: str, how: str = "hold") -> None:
+        """Write a file and hold it open, after an fsync, or (`close`) go on to close it."""
+        argv = [sys.executable, "-c", WRITER, path, text, how]
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.all.append(process)
+        assert process.stdout is not None and process.stdout.readline() == b"written\n"
+
+    def start(self, *argv: str) -> None:
+        """Start a command."""
+        null = subprocess.DEVNULL
+        self.all.append(subprocess.Popen(argv, stdin=null, stdout=null, stderr=null))
+
+    def end(self) -> None:
+        """End all of them."""
+        for process in self.all:
+            process.kill()
+            process.communicate(timeout=30)
+
+
+@pytest.fixture
+def writers() -> Iterator[Writers]:
+    """Processes that write and hold files."""
+    made = Writers()
+    yield made
+    made.end()

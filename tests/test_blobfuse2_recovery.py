@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from daemons import poll
-from drivers import Account, Driver, sh
+from drivers import Account, Driver, Writers, sh
 from faulty_proxy import Proxy
 
 pytestmark = pytest.mark.root
@@ -31,51 +31,6 @@ EVERY_KIND = {
     "empty.txt": ("lost", "kept"),
     "conflict.txt": ("conflict", "kept"),
 }
-WRITER = """
-import os, sys
-path, text, how = sys.argv[1:]
-fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-if text:
-    os.write(fd, text.encode())
-if how == "fsync":
-    try:
-        os.fsync(fd)
-    except OSError:
-        pass
-print("written", flush=True)
-if how == "close":
-    os.close(fd)
-sys.stdin.read()
-"""
-
-
-class Writers:
-    """Processes that hold files open; killed at the end."""
-
-    def __init__(self) -> None:
-        self.all: list[subprocess.Popen[bytes]] = []
-
-    def open(self, path: str, text: str, how: str = "hold") -> None:
-        argv = [sys.executable, "-c", WRITER, path, text, how]
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.all.append(process)
-        assert process.stdout is not None and process.stdout.readline() == b"written\n"
-
-    def start(self, *argv: str) -> None:
-        null = subprocess.DEVNULL
-        self.all.append(subprocess.Popen(argv, stdin=null, stdout=null, stderr=null))
-
-    def end(self) -> None:
-        for process in self.all:
-            process.kill()
-            process.communicate(timeout=30)
-
-
-@pytest.fixture
-def writers() -> Any:
-    made = Writers()
-    yield made
-    made.end()
 
 
 def fails_to_write(path: str, text: str) -> None:

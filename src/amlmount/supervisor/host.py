@@ -4,6 +4,7 @@ All of it may block, so the supervisor calls it in threads; none of it touches a
 """
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -14,8 +15,10 @@ from amlmount.errors import MountFailedError, NotFoundError
 from amlmount.run import is_same_process
 from amlmount.supervisor.records import MadeTarget, MountRecord, current_boot_id
 
+log = logging.getLogger(__name__)
 TERM_S = 5.0
 KILL_S = 5.0
+EVIDENCE_CHARS = 2000
 
 
 class Host(Protocol):
@@ -35,6 +38,10 @@ class Host(Protocol):
 
     def end_leftover(self, record: MountRecord) -> None:
         """End the process and the mount that `record` claims, as far as /proc and the mount table prove the claim."""
+        ...
+
+    def evidence(self, pid: int) -> dict[str, str]:
+        """Return what /proc says of a process that hangs; never waits, never raises."""
         ...
 
 
@@ -80,9 +87,20 @@ class KernelHost:
         self._made.update(record.made.created)
         if record.boot_id != current_boot_id():
             return
+        if record.engine == "blobfuse2" and record.pid is not None and record.pid_start_time is not None:
+            _end_blobfuse2(record, record.pid, record.pid_start_time)
+            return
         _end_mount(record)
         if record.pid is not None and record.pid_start_time is not None:
             _end_process(record.pid, record.pid_start_time)
+
+    def evidence(self, pid: int) -> dict[str, str]:
+        """See Host."""
+        found = {}
+        for name in ("status", "wchan", "stack"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/{name}", errors="replace") as file:
+                found[name] = file.read(EVIDENCE_CHARS)
+        return found
 
 
 def _taken(target: str) -> MountFailedError:
@@ -109,6 +127,16 @@ def _end_mount(record: MountRecord) -> None:
     if proven and entry.is_fuse:
         with contextlib.suppress(NotFoundError):
             mounts.unmount(record.target, lazy=True)
+
+
+def _end_blobfuse2(record: MountRecord, pid: int, start_time: int) -> None:
+    """Only an unmount ends it without loss: no signal, and what it could not send is kept first."""
+    from amlmount.engines.blobfuse2 import leftover
+
+    leftover.keep_unsent_of(pid, start_time)
+    _end_mount(record)
+    if not leftover.wait_for_end(pid, start_time):
+        log.warning("%s: blobfuse2 %d of an earlier daemon is still at work", record.name, pid)
 
 
 def _end_process(pid: int, start_time: int) -> None:

@@ -87,6 +87,7 @@ class Blobfuse2Engine:
         await in_thread(lambda: preflight(source))
         bases = [self._places.lasting_base(spec.name), self._places.cache_base(spec)]
         waiting = await in_thread(lambda: caches.put_leftovers_aside(list(dict.fromkeys(bases))))
+        await in_thread(lambda: self._places.tidy(spec.name))
         prepared = await _made(lambda: prepare(spec, source, self._places), _discard, undo)
         opened = await _made(lambda: mounting.open_mount(spec), lambda opened: mounting.take_back(spec, opened), undo)
         try:

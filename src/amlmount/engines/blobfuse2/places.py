@@ -7,6 +7,7 @@ Azure machine is emptied whenever it stops.
 import contextlib
 import glob
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -52,6 +53,15 @@ class Places:
             with contextlib.suppress(OSError), open(marker) as file:
                 if (found := read_folder(file.read())) is not None:
                     yield found
+
+    def tidy(self, mount: str) -> None:
+        """Remove configurations of runs of a mount that are dead: there are secrets in them."""
+        base = self.runtime_base(mount)
+        for marker in glob.glob(os.path.join(glob.escape(base), "*", MARKER)):
+            with open(marker) as file:
+                found = read_folder(file.read())
+            if found is None or not found.instance.alive:
+                shutil.rmtree(os.path.dirname(marker), ignore_errors=True)
 
     def runtime_base(self, mount: str) -> str:
         """Return where configurations and working directories of a mount are."""
