@@ -64,9 +64,10 @@ def open_mount(spec: MountSpec) -> Opened:
 def checks_permissions(spec: MountSpec) -> bool:
     """Say whether the kernel is to enforce the bits that are shown; blobfuse2 by itself never lets it.
 
-    Its top directory always belongs to root, so the owner of a writable mount could create nothing in it.
+    Its top directory always belongs to root (a constant of its source), so that anybody else as owner of a writable
+    mount could create nothing in it: there the kernel leaves the bits alone, as with blobfuse2 alone.
     """
-    return spec.read_only or not spec.allow_other or spec.ownership.uid == 0
+    return spec.read_only or spec.ownership.uid == 0
 
 
 def probe(opened: Opened, target: str, timeout_s: float) -> ProbeResult:
