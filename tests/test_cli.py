@@ -1,5 +1,6 @@
 """The command line itself: what it costs to start, its help, completion, errors, pipes."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -83,7 +84,16 @@ def test_the_docs_know_every_command_and_every_exit_code() -> None:
 )
 def test_usage_errors(world: World, args: list[str], says: str) -> None:
     done = world.cli(*args)
-    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and says in done.stderr
+    assert not any(word in done.stderr for word in ("Traceback", "Value error"))
+
+
+@pytest.mark.parametrize("form", [["-o", "json"], ["-ojson"], ["--output=jsonl"]])
+def test_who_asks_for_json_gets_usage_errors_as_json(world: World, form: list[str]) -> None:
+    done = world.cli("ps", "--nope", *form)
+    assert (done.returncode, done.stdout) == (2, "")
+    error = json.loads(done.stderr)["error"]
+    assert error["code"] == "usage" and "No such option: --nope" in error["message"]
 
 
 def test_a_reader_that_goes_away_is_no_error(world: World) -> None:

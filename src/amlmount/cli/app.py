@@ -109,7 +109,7 @@ def run(argv: list[str] | None = None) -> None:
 def _wants_json(words: list[str]) -> bool:
     """Say whether data, and so errors, are to be JSON: known here because an error can come before any command."""
     said = [after for word, after in pairwise(words) if word in ("-o", "--output")]
-    said += [word.removeprefix("--output=") for word in words if word.startswith("--output=")]
+    said += [word.removeprefix(start) for start in ("--output=", "-o") for word in words if word.startswith(start)]
     return any(form in ("json", "jsonl") for form in said)
 
 
@@ -140,5 +140,16 @@ def _run(argv: list[str], console: Console) -> int:
         # Usage errors of typer; its exception classes have moved between versions, their interface has not.
         if not (hasattr(error, "show") and hasattr(error, "exit_code")):
             raise
+        return _print_usage_error(error, console)
+
+
+def _print_usage_error(error: Any, console: Console) -> int:
+    from amlmount.errors import UsageError
+
+    if hasattr(error, "message"):
+        error.message = error.message.removeprefix("Value error, ")  # pydantic's words, which typer passes on
+    if console.as_json:
+        console.error(UsageError(f"cannot read the command line: {error.format_message()}", hint="see --help"))
+    else:
         error.show()
-        return int(error.exit_code)
+    return int(error.exit_code)
