@@ -28,6 +28,7 @@ class Record:
         rows = [{key: value for key, value in asdict(s).items() if value != DEFAULTS[key]} for s in self.samples]
         lines = ",\n".join(json.dumps(row) for row in rows)
         head = f'{{"where": {json.dumps(self.where)},\n"missing": {json.dumps(list(self.missing))}'
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f'{head},\n"samples": [\n{lines}\n]}}\n')
 
 
