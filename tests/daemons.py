@@ -58,7 +58,7 @@ class Pair:
         return self.mount(name)
 
     def workers(self) -> list[int]:
-        return [pid for pid, _ in self.world.processes() if "amlmount.worker" in command_line(pid)]
+        return [pid for pid, _ in self.world.processes() if command_line(pid).startswith("amlmount.worker ")]
 
     def daemon(self) -> int:
         [pid] = self.daemons()

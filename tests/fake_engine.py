@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from amlmount.config.spec import MountSpec
 from amlmount.engines.base import Engine, ExitReason, Running
@@ -55,6 +55,9 @@ class FakeEngine:
     stop_gate: asyncio.Event = field(default_factory=asyncio.Event)
     start_errors: list[BaseException] = field(default_factory=list)
     stop_errors: list[BaseException] = field(default_factory=list)
+    take_over_errors: list[BaseException] = field(default_factory=list)
+    takes_over: bool = False
+    hung: set[str] = field(default_factory=set)
     busy: bool = False
     alive: dict[str, Running] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
@@ -103,6 +106,22 @@ class FakeEngine:
     def kill(self, name: str, returncode: int = -9) -> None:
         self.alive[name].exited.set_result(ExitReason(returncode))
 
+    def can_take_over(self, running: Running) -> bool:
+        return self.takes_over
+
+    async def take_over(self, running: Running, *, timeout_s: float) -> Running:
+        self.log.append(f"take over {running.spec.name}")
+        await self.gate.wait()
+        if self.take_over_errors:
+            raise self.take_over_errors.pop(0)
+        exited: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
+        self.alive[running.spec.name] = replace(running, pid=next(self._pids), exited=exited)
+        self.hung.discard(running.spec.name)
+        return self.alive[running.spec.name]
+
+    def is_hung(self, running: Running) -> bool:
+        return running.spec.name in self.hung
+
 
 @dataclass
 class FakeHost:
@@ -140,6 +159,9 @@ class FakeHost:
         self.ended.append(record)
         assert self.may_end.wait(5)
         self.mounted.discard(record.target)
+
+    def evidence(self, pid: int) -> dict[str, str]:
+        return {}
 
 
 @dataclass

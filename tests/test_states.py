@@ -29,6 +29,9 @@ from amlmount.states import (
     Stop,
     StopFailed,
     Stopped,
+    TakeOver,
+    TakeOverFailed,
+    TookOver,
     Unwanted,
     Wanted,
     transition,
@@ -47,6 +50,10 @@ EVENTS: dict[str, Event] = {
     "start_failed": StartFailed(BOOM),
     "start_failed_network": StartFailed(Failure("network", "cannot reach the store")),
     "exited": Exited(BOOM),
+    "orphaned": Exited(BOOM, can_take_over=True),
+    "took_over": TookOver(78),
+    "take_over_failed": TakeOverFailed(BOOM, can_take_over=True),
+    "take_over_failed_for_good": TakeOverFailed(BOOM, can_take_over=False),
     "stopped": Stopped(),
     "stop_failed": StopFailed(Failure("busy", "cannot unmount")),
     "retry_due": RetryDue(),
@@ -76,11 +83,23 @@ TABLE = {
     (M, "start_failed_network"): (P, (RetryAfter,)),
     (UP, "exited"): (P, (CleanUp, RetryAfter)),
     (D, "exited"): (P, (CleanUp, RetryAfter)),
+    (UP, "orphaned"): (D, (TakeOver,)),
+    (D, "orphaned"): (D, (TakeOver,)),
     (DOWN, "stopped"): (U, ()),
     (DOWN, "stop_failed"): (UP, ()),
     (UP, "health_lost"): (D, ()),
     (D, "health_lost"): (D, ()),
     (D, "health_back"): (UP, ()),
+}
+
+
+# The same for one that is orphaned: degraded, without a process.
+ORPHAN = {
+    "unwanted": (DOWN, GIVE_UP),
+    "lazy": (DOWN, GIVE_UP),
+    "took_over": (UP, ()),
+    "take_over_failed": (D, (TakeOver,)),
+    "take_over_failed_for_good": (P, (CleanUp, RetryAfter)),
 }
 
 
@@ -105,6 +124,41 @@ def test_every_state_meets_every_event(state: MountState, event: str) -> None:
     assert after.since == (NOW.wall_s if after.state is not before.state else before.since)
     if (state, event) not in TABLE and event not in ("wanted", "unwanted", "lazy"):
         assert after == before
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_an_orphan_meets_every_event(event: str) -> None:
+    before = replace(status_in(D), pid=None, mounted_at_s=None)
+    after, actions = transition(before, EVENTS[event], POLICY, NOW)
+    expected_state, expected_actions = ORPHAN.get(event, (D, ()))
+    assert (after.state, tuple(type(a) for a in actions)) == (expected_state, expected_actions)
+    if event not in ORPHAN and event != "wanted":
+        assert after == before
+
+
+def test_takeovers_are_paused_between_and_given_up_at_the_limit() -> None:
+    """Callers wait until then; CleanUp ends the connection, which gives them an error."""
+    status, actions = transition(status_in(UP), EVENTS["orphaned"], POLICY, NOW)
+    pauses = []
+    while status.state is D:
+        if status.retry_in_s is not None:
+            pauses.append(status.retry_in_s)
+            assert actions == (RetryAfter(status.retry_in_s),)
+            status, actions = transition(status, RetryDue(), POLICY, NOW)
+        assert actions == (TakeOver(),)
+        status, actions = transition(status, EVENTS["take_over_failed"], POLICY, NOW)
+    assert pauses == [POLICY.delay_s(n, NOW.luck) for n in range(1, POLICY.crash_limit)]
+    assert (status.state, actions, status.last_error) == (F, (CleanUp(),), BOOM)
+
+
+def test_a_minute_of_service_forgets_the_past() -> None:
+    status = status_in(UP)
+    for turn in range(20):
+        later = replace(NOW, monotonic_s=100.0 * (turn + 1))
+        status, actions = transition(status, EVENTS["orphaned"], POLICY, later)
+        assert actions == (TakeOver(),)
+        status, _ = transition(status, TookOver(100 + turn), POLICY, later)
+    assert (status.state, status.restarts) == (UP, 20)
 
 
 @pytest.mark.parametrize("state", list(MountState))

@@ -24,6 +24,7 @@ from amlmount.config.resolve import find_daemon_user, resolve_all
 from amlmount.config.spec import MountSpec
 from amlmount.daemon import process
 from amlmount.engines import select_engine
+from amlmount.engines.forkserver import ForkServer
 from amlmount.engines.blobfuse2.places import Places
 from amlmount.errors import AmlmountError, ConfigError, DaemonUnreachableError
 from amlmount.states import MountStatus, Plan
@@ -110,10 +111,10 @@ def _yield_to_other(options: Options, lock: process.DaemonLock, ready: process.R
     ready.tell({"already": lock.holder()})
 
 
-def _make_supervisor(options: Options, specs: list[MountSpec]) -> Supervisor:
+def _make_supervisor(options: Options, specs: list[MountSpec], forks: ForkServer | None = None) -> Supervisor:
     records = RecordStore(os.path.join(options.locations.runtime_dir, "mounts"))
     places = Places.of(options.locations, _log_dir(options))
-    select = functools.partial(select_engine, log_dir=_log_dir(options), places=places)
+    select = functools.partial(select_engine, log_dir=_log_dir(options), places=places, forks=forks)
     return Supervisor(Surroundings(select, KernelHost(), records, prepare_cache=prepare_cache), specs)
 
 
@@ -128,7 +129,8 @@ class _Daemon:
         self._options = options
         self._sudo_uid = _env_number("SUDO_UID")
         self._config = _read_config(options, needed=False)
-        self.supervisor = _make_supervisor(options, self._specs(self._config))
+        self._forks = ForkServer()
+        self.supervisor = _make_supervisor(options, self._specs(self._config), self._forks)
         self._caches = CacheKeeper(self.supervisor, lambda: self._config.cache)
         self._server = ApiServer(self, str(options.locations.socket))
         self._requests = 0
@@ -140,6 +142,7 @@ class _Daemon:
         async with contextlib.AsyncExitStack() as undo:
             os.makedirs(_log_dir(self._options), mode=0o700, exist_ok=True)
             self._watch_signals()
+            undo.callback(self._forks.close)
             self.supervisor.recover()
             undo.push_async_callback(self._server.close)
             await self._server.open()

@@ -96,7 +96,7 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class TakesOver(Protocol):
+class TakesOver(Engine, Protocol):
     """An engine whose mounts can outlive its processes: callers wait a moment, and get no error."""
 
     def can_take_over(self, running: Running) -> bool:

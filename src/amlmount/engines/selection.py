@@ -12,14 +12,21 @@ from amlmount.errors import AmlmountError, ConfigError
 
 if TYPE_CHECKING:
     from amlmount.engines.blobfuse2 import Binary, Places
+    from amlmount.engines.forkserver import ForkServer
 
 AZURE_TYPES = ("azure_blob", "azure_data_lake_gen2")
 # Microsoft Learn, known issues: block cache loses or mixes data in these.
 BAD_BLOCK_CACHE = ((2, 2, 0), (2, 2, 1), (2, 3, 0))
 
 
-def select_engine(spec: MountSpec, *, log_dir: str | None = None, places: "Places | None" = None) -> tuple[Engine, str]:
-    """Return a new engine for `spec` and why it is this one; `log_dir` is where its processes log.
+def select_engine(
+    spec: MountSpec,
+    *,
+    log_dir: str | None = None,
+    places: "Places | None" = None,
+    forks: "ForkServer | None" = None,
+) -> tuple[Engine, str]:
+    """Return a new engine for `spec` and why it is this one; `log_dir` is where its processes log, `forks` makes them.
 
     `places`: where blobfuse2 keeps its files; None: there is only the Python engine. Raises ConfigError if no engine
     can do what the mount asks for.
@@ -39,7 +46,7 @@ def select_engine(spec: MountSpec, *, log_dir: str | None = None, places: "Place
             f"cannot mount '{spec.name}' for writing: the python engine only reads so far ({why})",
             hint="install blobfuse2 (amlmount install), or leave out 'read_only: false'",
         )
-    return PythonEngine(log_dir=log_dir), why
+    return PythonEngine(log_dir=log_dir, forks=forks), why
 
 
 def _find_blobfuse2(spec: MountSpec, places: "Places | None") -> "tuple[Binary | None, str]":

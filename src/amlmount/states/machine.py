@@ -80,9 +80,28 @@ class StartFailed:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The engine's process ended without being asked to."""
+    """The engine's process ended without being asked to, or hangs.
+
+    `can_take_over`: the mount is there still, its callers wait, and another process can go on with it.
+    """
 
     failure: Failure
+    can_take_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TookOver:
+    """Another process serves the same mount; callers go on."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOverFailed:
+    """No process could be found that goes on; `can_take_over`: it may be tried again."""
+
+    failure: Failure
+    can_take_over: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +133,9 @@ class HealthBack:
     """All is well again."""
 
 
-Event = (
-    Wanted | Unwanted | StartBegun | Started | StartFailed | Exited | Stopped | StopFailed | RetryDue | HealthLost
-) | HealthBack
+Event = (Wanted | Unwanted | StartBegun | Started | StartFailed | Exited | Stopped | StopFailed | RetryDue) | (
+    HealthLost | HealthBack | TookOver | TakeOverFailed
+)
 
 # --- actions: what the supervisor has to do, in this order ---------------------------------------------------------
 
@@ -128,7 +147,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class CancelStart:
-    """Give up a start that is under way; it undoes itself."""
+    """Give up a start or a takeover that is under way; it undoes itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +163,11 @@ class CleanUp:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Have another process go on with the mount, report TookOver or TakeOverFailed."""
+
+
+@dataclass(frozen=True, slots=True)
 class RetryAfter:
     """Report RetryDue after this pause."""
 
@@ -155,7 +179,7 @@ class CancelRetry:
     """Forget the pause."""
 
 
-Action = Start | CancelStart | Stop | CleanUp | RetryAfter | CancelRetry
+Action = Start | CancelStart | Stop | CleanUp | TakeOver | RetryAfter | CancelRetry
 Step = tuple[MountStatus, tuple[Action, ...]]
 
 # --- the function ------------------------------------------------------------------------------------------------
@@ -170,8 +194,10 @@ def transition(status: MountStatus, event: Event, policy: RestartPolicy, now: No
             return _unwanted(status, lazy, now)
         case StartFailed(failure):
             return _start_failed(status, failure, policy, now)
-        case Exited(failure):
-            return _exited(status, failure, policy, now)
+        case Exited(failure, can_take_over):
+            return _exited(status, failure, can_take_over, policy, now)
+        case TookOver() | TakeOverFailed():
+            return _take_over_ended(status, event, policy, now)
         case StartBegun() | Started() | RetryDue():
             return _start_goes_on(status, event, now)
         case Stopped() | StopFailed():
@@ -213,7 +239,7 @@ def _unwanted(status: MountStatus, lazy: bool, now: Now) -> Step:
     if status.state in (MountState.UNMOUNTED, MountState.UNMOUNTING):
         return replace(status, wanted=False), ()
     leaving = _enter(status, MountState.UNMOUNTING, now, wanted=False, retry_in_s=None)
-    if status.state in SERVING:
+    if status.state in SERVING and not status.is_orphaned:
         return leaving, (Stop(lazy),)
     return leaving, (CancelRetry(), CancelStart(), Stop(lazy))
 
@@ -235,6 +261,8 @@ def _start_goes_on(status: MountStatus, event: StartBegun | Started | RetryDue, 
             ), ()
         case RetryDue() if status.state is MountState.PENDING and status.retry_in_s is not None:
             return replace(status, retry_in_s=None), (Start(),)
+        case RetryDue() if status.is_orphaned and status.retry_in_s is not None:
+            return replace(status, retry_in_s=None), (TakeOver(),)
     return status, ()
 
 
@@ -249,24 +277,54 @@ def _start_failed(status: MountStatus, failure: Failure, policy: RestartPolicy, 
     return _count_crash(failed, policy, now, ())
 
 
-def _exited(status: MountStatus, failure: Failure, policy: RestartPolicy, now: Now) -> Step:
-    if status.state not in SERVING:
+def _exited(status: MountStatus, failure: Failure, can_take_over: bool, policy: RestartPolicy, now: Now) -> Step:
+    if status.state not in SERVING or status.is_orphaned:
         return status, ()
     served_s = now.monotonic_s - (status.mounted_at_s or now.monotonic_s)
     if served_s >= policy.stable_s:
         status = replace(status, attempts=0, crash_times_s=())
     dead = replace(status, pid=None, last_error=failure, mounted_at_s=None, restarts=status.restarts + 1)
+    if can_take_over:
+        return _count_orphaned(dead, policy, now)
     return _count_crash(dead, policy, now, (CleanUp(),))
 
 
+def _take_over_ended(status: MountStatus, event: TookOver | TakeOverFailed, policy: RestartPolicy, now: Now) -> Step:
+    if not status.is_orphaned:
+        return status, ()
+    if isinstance(event, TookOver):
+        back = _enter(status, MountState.MOUNTED, now, pid=event.pid, last_error=None, mounted_at_s=now.monotonic_s)
+        return back, ()
+    failed = replace(status, last_error=event.failure)
+    if event.can_take_over:
+        return _count_orphaned(failed, policy, now)
+    return _count_crash(failed, policy, now, (CleanUp(),))
+
+
+def _count_orphaned(status: MountStatus, policy: RestartPolicy, now: Now) -> Step:
+    """A crash while callers wait: the mount stays, and is given up (with an error for them) only at the limit."""
+    status, delay_s = _counted(status, policy, now)
+    if delay_s is None:
+        return _enter(status, MountState.FAILED, now), (CleanUp(),)
+    orphaned = _enter(status, MountState.DEGRADED, now, retry_in_s=delay_s or None)
+    return orphaned, (RetryAfter(delay_s),) if delay_s else (TakeOver(),)
+
+
 def _count_crash(status: MountStatus, policy: RestartPolicy, now: Now, actions: tuple[Action, ...]) -> Step:
+    status, delay_s = _counted(status, policy, now)
+    if delay_s is None:
+        return _enter(status, MountState.FAILED, now), actions
+    return _try_later(status, delay_s, now, actions)
+
+
+def _counted(status: MountStatus, policy: RestartPolicy, now: Now) -> tuple[MountStatus, float | None]:
+    """Count one crash; return the pause before the next try, None if there have been too many."""
     recent = tuple(t for t in status.crash_times_s if now.monotonic_s - t < policy.crash_window_s)
     status = replace(status, crash_times_s=(*recent, now.monotonic_s))
     crashes = len(status.crash_times_s)
     if crashes > policy.crash_limit:
-        return _enter(status, MountState.FAILED, now), actions
-    delay_s = 0.0 if crashes == 1 else policy.delay_s(crashes - 1, now.luck)
-    return _try_later(status, delay_s, now, actions)
+        return status, None
+    return status, 0.0 if crashes == 1 else policy.delay_s(crashes - 1, now.luck)
 
 
 def _try_later(status: MountStatus, delay_s: float, now: Now, actions: tuple[Action, ...]) -> Step:
@@ -285,6 +343,8 @@ def _stop_ended(status: MountStatus, event: Stopped | StopFailed, now: Now) -> S
 
 
 def _health(status: MountStatus, event: HealthLost | HealthBack, now: Now) -> Step:
+    if status.is_orphaned:
+        return status, ()
     if isinstance(event, HealthLost) and status.state in SERVING:
         return _enter(status, MountState.DEGRADED, now, last_error=event.failure), ()
     if isinstance(event, HealthBack) and status.state is MountState.DEGRADED:

@@ -70,6 +70,11 @@ class MountStatus:
     cache_note: str = ""
     cache_dir: str | None = None
 
+    @property
+    def is_orphaned(self) -> bool:
+        """Say whether its process is gone, and its callers wait for another to go on."""
+        return self.state is MountState.DEGRADED and self.pid is None
+
     def to_json(self) -> dict[str, Any]:
         """Return one object of `ps -o json`."""
         return {

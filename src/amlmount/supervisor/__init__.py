@@ -5,10 +5,11 @@ The daemon is its only user; engines, kernel and clock are handed in (`Surroundi
 
 from amlmount.supervisor.caching import CacheKeeper
 from amlmount.supervisor.host import Host, KernelHost
-from amlmount.supervisor.owner import MountOwner, Surroundings
+from amlmount.supervisor.owner import MountOwner
 from amlmount.supervisor.records import MadeTarget, MountRecord, RecordStore
 from amlmount.supervisor.refreshing import RefreshTimer
 from amlmount.supervisor.supervise import Supervisor
+from amlmount.supervisor.surroundings import Surroundings
 
 __all__ = [
     "CacheKeeper",

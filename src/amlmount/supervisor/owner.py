@@ -6,15 +6,13 @@ each waits for the one before, so a start never overlaps with the stop or clean-
 
 import asyncio
 import logging
-import random
-import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from amlmount.config.spec import MountSpec
-from amlmount.engines.base import Askable, Engine, ExitReason, Running
+from amlmount.engines.base import Askable, Engine, ExitReason, Running, TakesOver
 from amlmount.errors import AmlmountError
 from amlmount.states import (
     SERVING,
@@ -26,8 +24,6 @@ from amlmount.states import (
     Exited,
     Failure,
     MountStatus,
-    Now,
-    RestartPolicy,
     RetryAfter,
     RetryDue,
     Start,
@@ -37,72 +33,19 @@ from amlmount.states import (
     Stop,
     StopFailed,
     Stopped,
+    TakeOver,
+    TakeOverFailed,
+    TookOver,
     Unwanted,
     Wanted,
     transition,
 )
-from amlmount.supervisor.host import Host
-from amlmount.supervisor.records import MadeTarget, MountRecord, RecordStore, current_boot_id
+from amlmount.supervisor.records import MadeTarget, MountRecord, current_boot_id
+from amlmount.supervisor.surroundings import Surroundings, clear_leftover, failure_of
 
 log = logging.getLogger(__name__)
 NOTHING_MADE = MadeTarget()
-
-
-def read_clock() -> Now:
-    """Return the real moment, with real luck."""
-    return Now(time.time(), time.monotonic(), random.random())
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """All that an owner needs from outside. `starts` bounds how many mounts are being made at once.
-
-    `lazy_stop_timeout_s`: what is still open that long after a lazy stop gets errors. `prepare_cache` makes the cache
-    directory of a mount that has one; it may block, and what it raises is the mount's failure.
-    """
-
-    select_engine: Callable[[MountSpec], tuple[Engine, str]]
-    host: Host
-    records: RecordStore
-    on_change: Callable[[MountStatus], None] = lambda _: None
-    prepare_cache: Callable[[MountSpec], None] = lambda _: None
-    policy: RestartPolicy = field(default_factory=RestartPolicy)
-    now: Callable[[], Now] = read_clock
-    starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
-    start_timeout_s: float = 45.0
-    stop_timeout_s: float = 20.0
-    lazy_stop_timeout_s: float = 3.0
-
-
-def failure_of(error: BaseException, verb: str, name: str) -> Failure:
-    """Turn any exception into a value that names the mount; one that nobody raised on purpose is logged as well."""
-    doing = f"cannot {verb} '{name}'"
-    if isinstance(error, AmlmountError):
-        return replace(Failure(**error.to_json()), message=_naming(error.message, verb, name))
-    log.error("%s: unexpected error", doing, exc_info=error)
-    return Failure("failed", f"{doing}: {type(error).__name__}: {error}", "this is a bug in amlmount: please report it")
-
-
-def _naming(message: str, verb: str, name: str) -> str:
-    """`cannot mount at '/x': ...` and `cannot mount '/x': ...` speak of a target: say whose it is."""
-    begin = f"cannot {verb} '{name}'"
-    if message.startswith(begin):
-        return message
-    for spoken in (f"cannot {verb} at '/", f"cannot {verb} '/"):
-        if message.startswith(spoken):
-            return f"{begin} at '/{message.removeprefix(spoken)}"
-    return f"{begin}: {message}"
-
-
-async def clear_leftover(around: Surroundings, record: MountRecord, *, keep_target: bool) -> None:
-    """End what a killed daemon left of one mount; the directories it made go too unless they are to be kept."""
-    try:
-        await asyncio.to_thread(around.host.end_leftover, record)
-        if not keep_target:
-            await asyncio.to_thread(around.host.remove_target, record.made)
-    except Exception:
-        log.exception("cannot clear away what was left of '%s'", record.name)
-    around.records.delete(record.name)
+HUNG_LOOKS = 3
 
 
 class MountOwner:
@@ -199,6 +142,8 @@ class MountOwner:
                 self._begin(partial(self._stop, lazy))
             case CleanUp():
                 self._begin(self._clean_up)
+            case TakeOver():
+                self._starting = self._begin(self._take_over)
             case RetryAfter(delay_s):
                 self._retry = asyncio.get_running_loop().call_later(delay_s, self._retry_is_due)
             case CancelRetry() if self._retry is not None:
@@ -225,7 +170,7 @@ class MountOwner:
             self.tell(StartFailed(failure_of(error, "mount", self.spec.name)))
             return
         self.tell(Started(self._running.pid, made_target=bool(self._made.created)))
-        self._running.exited.add_done_callback(self._on_exit)
+        self._watch(self._running)
         self._running.on_stale = partial(self._make_anew, self._running)
 
     async def _make_mount(self, engine: Engine) -> Running:
@@ -236,14 +181,7 @@ class MountOwner:
             self._around.records.save(self._record(engine, made))
             await asyncio.to_thread(self._around.prepare_cache, self.spec)
             running = await engine.start(self.spec, timeout_s=self._around.start_timeout_s)
-            self._around.records.save(
-                replace(
-                    self._record(engine, made),
-                    pid=running.pid,
-                    pid_start_time=running.pid_start_time,
-                    mount_id=running.mount_id,
-                )
-            )
+            self._around.records.save(_record_of(running, made))
         except BaseException:
             await self._unmake(preparing)
             raise
@@ -263,6 +201,41 @@ class MountOwner:
         spec = self.spec
         return MountRecord(spec.name, spec.target, engine.name, made, current_boot_id())
 
+    # --- what serves it ends, hangs, is replaced ---------------------------------------------------------------------
+
+    def _watch(self, running: Running) -> None:
+        running.exited.add_done_callback(self._on_exit)
+        self._look_whether_hung(running, 0)
+
+    def _look_whether_hung(self, running: Running, times: int) -> None:
+        """Look every so often; it has hung when all looks in a row found requests that nobody reads."""
+        if running is not self._running or self.status.pid != running.pid or not isinstance(self._engine, TakesOver):
+            return
+        times = times + 1 if self._engine.is_hung(running) else 0
+        if times >= HUNG_LOOKS:
+            text = f"cannot serve '{self.spec.name}': its {running.engine} engine (pid {running.pid}) hangs"
+            hint = f"its log says where: amlmount logs {self.spec.name}"
+            evidence = self._around.host.evidence(running.pid)
+            self.tell(Exited(Failure("failed", text, hint, {"evidence": evidence}), can_take_over=True))
+            return
+        pause_s = self._around.hung_after_s / HUNG_LOOKS
+        asyncio.get_running_loop().call_later(pause_s, self._look_whether_hung, running, times)
+
+    async def _take_over(self) -> None:
+        running, engine = self._running, self._engine
+        if running is None or not isinstance(engine, TakesOver):
+            return
+        try:
+            successor = self._running = await engine.take_over(running, timeout_s=self._around.start_timeout_s)
+            self._around.records.save(_record_of(successor, self._made))
+        except Exception as error:
+            failure = failure_of(error, "go on with", self.spec.name)
+            self.tell(TakeOverFailed(failure, engine.can_take_over(running)))
+            return
+        log.info("%s: process %d goes on in the place of %d", self.spec.name, successor.pid, running.pid)
+        self.tell(TookOver(successor.pid))
+        self._watch(successor)
+
     def _on_exit(self, exited: "asyncio.Future[ExitReason]") -> None:
         running = self._running
         if running is None or running.exited is not exited or exited.cancelled():
@@ -271,7 +244,9 @@ class MountOwner:
         reason = exited.result()
         text = text if reason.returncode < 0 else text.removesuffix("was ")
         hint = f"see its log with: amlmount logs {self.spec.name}"
-        self.tell(Exited(Failure("failed", text + reason.text, hint, {"returncode": reason.returncode})))
+        failure = Failure("failed", text + reason.text, hint, {"returncode": reason.returncode})
+        can_take_over = isinstance(self._engine, TakesOver) and self._engine.can_take_over(running)
+        self.tell(Exited(failure, can_take_over))
 
     def _make_anew(self, running: Running, why: str) -> None:
         """Drain, unmount and mount again: there is a gap, which is said. One that is in use stays as it is."""
@@ -316,6 +291,20 @@ class MountOwner:
         if self._next_spec is not None:
             self.spec, self._next_spec = self._next_spec, None
             self.status = replace(self.status, **_facts(self.spec))
+
+
+def _record_of(running: Running, made: MadeTarget) -> MountRecord:
+    spec = running.spec
+    return MountRecord(
+        spec.name,
+        spec.target,
+        running.engine,
+        made,
+        current_boot_id(),
+        running.pid,
+        running.pid_start_time,
+        running.mount_id,
+    )
 
 
 def _facts(spec: MountSpec) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from amlmount.errors import AmlmountError
 from amlmount.states import SERVING, Failure, Plan
-from amlmount.supervisor.owner import MountOwner, Surroundings
+from amlmount.supervisor.owner import MountOwner
+from amlmount.supervisor.surroundings import Surroundings
 
 
 def plan_for(owner: MountOwner, around: Surroundings) -> Plan:

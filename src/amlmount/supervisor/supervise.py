@@ -13,8 +13,9 @@ from typing import Any
 from amlmount.config.spec import MountSpec
 from amlmount.errors import NotFoundError
 from amlmount.states import COMING, SERVING, Failure, MountState, MountStatus, Outcome, Plan, Unwanted, Wanted
-from amlmount.supervisor.owner import MountOwner, Surroundings, clear_leftover
+from amlmount.supervisor.owner import MountOwner
 from amlmount.supervisor.planning import plan_for
+from amlmount.supervisor.surroundings import Surroundings, clear_leftover
 
 log = logging.getLogger(__name__)
 Progress = Callable[[MountStatus], None]

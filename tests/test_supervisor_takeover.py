@@ -1,0 +1,125 @@
+"""The supervisor when an engine dies or hangs and its mount can be taken over, with an engine of memory."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amlmount.errors import NetworkError
+from amlmount.states import MountState, RestartPolicy
+from amlmount.supervisor import RecordStore, Supervisor
+from fake_engine import FakeWorld, spec_named
+
+Scenario = Callable[[FakeWorld], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[[Scenario], None]:
+    """Run a scenario in a world whose engine takes over, and check that it left nothing."""
+
+    def run(scenario: Scenario) -> None:
+        async def whole() -> None:
+            async with asyncio.timeout(10):
+                world = FakeWorld(RecordStore(str(tmp_path / "mounts")), names=("a",))
+                world.engine.takes_over = True
+                around = replace(world.around(), hung_after_s=0.03)
+                world.supervisor = Supervisor(around, [spec_named("a")])
+                await world.supervisor.up(None, wait=True, timeout_s=5)
+                await scenario(world)
+                await world.supervisor.close(timeout_s=2)
+                assert set(world.states().values()) <= {"unmounted"} and not world.engine.alive
+                assert len(asyncio.all_tasks()) == 1
+
+        asyncio.run(whole())
+
+    return run
+
+
+async def kill(world: FakeWorld) -> None:
+    world.engine.kill("a")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+def test_a_killed_engine_is_replaced_under_its_mount(play: Callable[[Scenario], None], tmp_path: Path) -> None:
+    async def scenario(world: FakeWorld) -> None:
+        [before] = world.supervisor.status()
+        seen: list[MountState] = []
+        world.supervisor.listen(lambda status: seen.append(status.state))
+        await kill(world)
+        await world.until(a="mounted")
+        [after] = world.supervisor.status()
+        assert seen == [MountState.DEGRADED, MountState.MOUNTED], "its callers wait"
+        assert after.pid != before.pid and after.restarts == 1 and after.last_error is None
+        assert world.engine.log == ["start a", "take over a"]
+        assert world.records.load()[0].pid == after.pid
+
+    play(scenario)
+
+
+def test_a_hung_engine_is_replaced_and_a_busy_one_is_not(play: Callable[[Scenario], None]) -> None:
+    async def scenario(world: FakeWorld) -> None:
+        seen: list[str] = []
+        world.supervisor.listen(lambda status: seen.append(status.last_error.message if status.last_error else ""))
+        await asyncio.sleep(0.1)
+        assert not seen
+        world.engine.hung.add("a")
+        await asyncio.sleep(0.01)
+        world.engine.hung.discard("a")
+        await asyncio.sleep(0.1)
+        assert not seen, "once is not always"
+        world.engine.hung.add("a")
+        async with asyncio.timeout(5):
+            while "take over a" not in world.engine.log:
+                await asyncio.sleep(0.01)
+        await world.until(a="mounted")
+        assert seen[0] == "cannot serve 'a': its python engine (pid 1000) hangs"
+
+    play(scenario)
+
+
+def test_a_takeover_that_fails_is_tried_again(play: Callable[[Scenario], None]) -> None:
+    async def scenario(world: FakeWorld) -> None:
+        world.engine.take_over_errors = [NetworkError("cannot reach"), RuntimeError("bug")]
+        await kill(world)
+        await world.until(a="mounted")
+        assert world.engine.log == ["start a", *["take over a"] * 3]
+
+    play(scenario)
+
+
+def test_at_the_limit_callers_get_an_error_and_ps_the_evidence(play: Callable[[Scenario], None]) -> None:
+    async def scenario(world: FakeWorld) -> None:
+        world.engine.take_over_errors = [NetworkError(f"cannot reach {turn}") for turn in range(20)]
+        await kill(world)
+        await world.until(a="failed")
+        limit = RestartPolicy().crash_limit
+        assert world.engine.log == ["start a", *["take over a"] * limit, "stop a lazily"]
+        [status] = world.supervisor.status()
+        assert status.last_error is not None and f"cannot reach {limit - 1}" in status.last_error.message
+
+    play(scenario)
+
+
+def test_what_cannot_be_taken_over_is_mounted_anew(play: Callable[[Scenario], None]) -> None:
+    async def scenario(world: FakeWorld) -> None:
+        world.engine.takes_over = False
+        await kill(world)
+        await world.until(a="mounted")
+        assert world.engine.log == ["start a", "stop a lazily", "start a"]
+
+    play(scenario)
+
+
+def test_down_while_it_is_taken_over(play: Callable[[Scenario], None]) -> None:
+    async def scenario(world: FakeWorld) -> None:
+        world.engine.gate.clear()
+        await kill(world)
+        outcome = await world.supervisor.down(None, lazy=False, timeout_s=5)
+        assert not outcome.errors and world.states() == {"a": "unmounted"}
+        world.engine.gate.set()
+
+    play(scenario)
