@@ -166,6 +166,12 @@ class Box:
         """Write a file in the box."""
         self.run("sh", "-euc", 'mkdir -p "$(dirname "$1")"; cat >"$1"', "sh", path, input=text, check=True)
 
+    def copy_in(self, folder: Path, names: "tuple[str, ...]", to: str) -> None:
+        """Copy files and folders of this machine into the box."""
+        packed = subprocess.run(["tar", "-C", str(folder), "-c", *names], stdout=subprocess.PIPE, check=True).stdout
+        self.sh(f"mkdir -p {to}")
+        subprocess.run(self.argv("tar", "-C", to, "-x", "--no-same-owner"), input=packed, check=True, timeout=60)
+
     def read(self, path: str) -> str:
         """Read a file in the box."""
         return self.run("cat", path, check=True).stdout

@@ -50,13 +50,24 @@ def cloud_init(config_files: Mapping[str, str], *, options: tuple[str, ...] = ()
     # `up` as a step of its own: what cannot be mounted yet is in cloud-init's report, and the daemon goes on trying.
     commands = [["sh", SCRIPT, *options], [paths.PROGRAM, "--system", "up", "--timeout", "5m"]]
     data = {"package_update": False, "write_files": written, "runcmd": commands}
-    text = "#cloud-config\n" + yaml.safe_dump(data, sort_keys=False, width=120)
+    text = "#cloud-config\n" + yaml.dump(data, Dumper=_Readable, sort_keys=False, width=1 << 20)
     if len(text.encode()) > MAX_CUSTOM_DATA_BYTES:
         raise AmlmountError(
             f"cannot export to cloud-init: {len(text.encode()) >> 10} KiB are more than the 64 KiB that Azure takes",
             hint="leave comments out of the configuration",
         )
     return text
+
+
+class _Readable(yaml.SafeDumper):
+    """Writes texts of several lines as people do."""
+
+
+def _literal(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _literal)
 
 
 def systemd_mount(name: str, target: str) -> tuple[str, str]:
