@@ -37,11 +37,11 @@ def only(findings: list[Finding]) -> Finding:
         (
             {"HTTPS_PROXY": "http://p:3128"},
             "warn",
-            "add to NO_PROXY: 127.0.0.1,localhost,169.254.169.254,168.63.129.16",
+            f"add to NO_PROXY: {DIRECT}",
         ),
         ({"https_proxy": "http://p", "NO_PROXY": "localhost, 127.0.0.1"}, "warn", "169.254.169.254,168.63.129.16"),
         (
-            {"https_proxy": "http://p", "no_proxy": "127.0.0.1,localhost,169.254.169.254,168.63.129.16"},
+            {"https_proxy": "http://p", "no_proxy": DIRECT},
             "ok",
             "NO_PROXY",
         ),
@@ -158,9 +158,8 @@ def test_what_others_have_set_up_and_does_not_survive(root: Path) -> None:
     (units / "bad.service").write_text(
         "[Service]\nType=simple\nEnvironment=AZURE_STORAGE_ACCESS_KEY=s3cr3t\nExecStart=/usr/bin/blobfuse2 mount /x\n"
     )
-    (units / "good.service").write_text(
-        "[Service]\nType=simple\nExecStart=/usr/bin/blobfuse2 mount /x --foreground=true\n"
-    )
+    start = "ExecStart=/usr/bin/blobfuse2 mount /x --foreground=true"
+    (units / "good.service").write_text(f"[Service]\nType=simple\n{start}\n")
     (units / "other.service").write_text("[Service]\nType=simple\nExecStart=/usr/bin/other\n")
     found = surroundings.others_mounts(str(root))
     assert [finding.name for finding in found] == ["fstab", "unit", "unit"]
@@ -265,7 +264,9 @@ def test_an_archive_holds_what_helps_and_no_secret(world: World) -> None:
     }
     path = Path(world.root, "bundle.tar.gz")
     assert world.cli("up", "c").returncode == 0
-    careless = subprocess.Popen(["sh", "-c", f"sleep 60 # blobfuse2 mount --account-key={secrets['line']}"])
+    careless = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)", f"blobfuse2 --account-key={secrets['line']}"]
+    )
     try:
         done = world.cli("doctor", "--bundle", str(path), env=env)
     finally:
