@@ -79,7 +79,7 @@ def sample_mount(peer: Peer, place: Place, steps: Sequence[Step], trial: int) ->
             for now in steps:
                 found += _taken(peer.name, now, mounted, place, trial)
     except PeerFailed as error:
-        found.append(Sample(now.work, peer.name, trial, cold=now.cold, error=str(error)[:300]))
+        found.append(Sample(now.work, peer.name, trial, cold=now.cold, error=" ".join(str(error).split())[:300]))
     finally:
         _remove(place)
     return found
