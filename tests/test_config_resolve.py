@@ -8,8 +8,8 @@ import pytest
 
 from amlmount.config.models import Config
 from amlmount.config.profiles import PROFILES, YEAR_S, PolicyOverrides, policy_field
-from amlmount.config.resolve import DaemonUser, find_daemon_user, resolve_all, resolve_mount
-from amlmount.config.spec import MountSpec, Policy, SourceSpec
+from amlmount.config.resolve import DaemonUser, container_spec, find_daemon_user, resolve_all, resolve_mount
+from amlmount.config.spec import ContainerChoice, MountSpec, Policy, SourceSpec
 from amlmount.errors import ConfigError, NotFoundError
 
 SYSTEM = DaemonUser(is_system=True, uid=0, gid=0)
@@ -155,9 +155,12 @@ def test_a_source_carries_its_store_with_references_to_secrets_only() -> None:
     )
 
 
-def test_every_container_of_an_account_is_refused_for_now_by_name() -> None:
-    with pytest.raises(ConfigError, match="cannot use mount 'data': mounting every container"):
-        spec({"source": {"store": "account", "containers": {}}})
+def test_a_whole_account_is_one_mount_of_many() -> None:
+    whole = spec({"source": {"store": "account", "containers": {"deny": ["x"]}, "watch": "5m"}})
+    assert whole.containers == ContainerChoice(allow=("*",), deny=("x",), watch_s=300)
+    one = container_spec(whole, "logs")
+    assert (one.name, one.target, one.containers) == ("data/logs", f"{whole.target}/logs", None)
+    assert one.sources[0].store["container_name"] == "logs" and one.description == f"{whole.description}/logs"
 
 
 def test_a_target_is_normal_and_may_start_at_home(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,9 @@ class ContainersSource(Frozen):
 
     store: Name = Field(description="name of a store that has no container of its own")
     containers: ContainerFilter
+    watch: Duration | None = Field(
+        default=None, description="look for new and vanished containers this often; left out: at `up` only"
+    )
 
 
 def _as_part(value: object) -> object:

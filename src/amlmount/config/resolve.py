@@ -11,7 +11,7 @@ from typing import Any
 
 from amlmount.config.models import Config, ContainersSource, Mount, MountOptions, SourcePart
 from amlmount.config.profiles import PROFILES, PolicyOverrides, overrule
-from amlmount.config.spec import MountSpec, Ownership, Policy, SourceSpec
+from amlmount.config.spec import ContainerChoice, MountSpec, Ownership, Policy, SourceSpec
 from amlmount.config.store_models import LocalStore, dump_store
 from amlmount.errors import ConfigError, NotFoundError
 
@@ -58,6 +58,7 @@ def resolve_mount(config: Config, name: str, user: DaemonUser | None = None) -> 
         policy=policy,
         ownership=_ownership(options, user, name),
         allow_other=user.is_system if options.allow_other is None else options.allow_other,
+        containers=_containers(mount),
         refresh_interval_s=options.refresh if policy.pinned else None,
         durability=options.durability,
         upload_timeout_s=options.upload_timeout,
@@ -160,13 +161,31 @@ def _login_group(uid: int) -> int:
 def _sources(config: Config, name: str, mount: Mount) -> tuple[SourceSpec, ...]:
     source = mount.source
     if isinstance(source, ContainersSource):
-        raise ConfigError(
-            f"cannot use mount '{name}': mounting every container of an account is not there yet",
-            hint="list the containers as stores of their own, and name them in a list under source",
-        )
+        return (SourceSpec(store_name=source.store, store=dump_store(config.stores[source.store])),)
     if isinstance(source, SourcePart):
         return (_source(config, source, child=None),)
     return tuple(_source(config, part, child=child_name(part)) for part in source)
+
+
+def _containers(mount: Mount) -> ContainerChoice | None:
+    source = mount.source
+    if not isinstance(source, ContainersSource):
+        return None
+    return ContainerChoice(allow=source.containers.allow, deny=source.containers.deny, watch_s=source.watch)
+
+
+def container_spec(spec: MountSpec, container: str) -> MountSpec:
+    """Return the mount of one container of an account: `NAME/CONTAINER`, at a directory below the account's target."""
+    [source] = spec.sources
+    key = "filesystem" if source.store.get("type") == "azure_data_lake_gen2" else "container_name"
+    changes = {
+        "name": f"{spec.name}/{container}",
+        "target": f"{spec.target}/{container}",
+        "sources": (source.model_copy(update={"store": source.store | {key: container}}),),
+        "description": f"{spec.description}/{container}",
+        "containers": None,
+    }
+    return spec.model_copy(update=changes)
 
 
 def _source(config: Config, part: SourcePart, child: str | None) -> SourceSpec:

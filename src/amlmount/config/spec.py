@@ -56,6 +56,14 @@ class SourceSpec(Frozen):
     child: str | None = None
 
 
+class ContainerChoice(Frozen):
+    """Which containers of an account are mounted, by glob; `deny` wins. `watch_s`: how often to look again."""
+
+    allow: tuple[str, ...]
+    deny: tuple[str, ...]
+    watch_s: float | None = None
+
+
 class Ownership(Frozen):
     """Who owns what the mount shows, and its permission bits (already less umask)."""
 
@@ -70,6 +78,7 @@ class MountSpec(Frozen):
 
     `refresh_interval_s`: a pinned mount looks again this often, None = only when asked. `upload_timeout_s`: how
     long `close()` waits for a store that is down. `blobfuse2`: the user's settings for that engine, as written.
+    `containers`: it is a whole account; each container becomes a mount of its own, `NAME/CONTAINER`.
     `cache_dir`: None = nothing is kept on disk; `cache_max_bytes`: what it may take before the daemon says otherwise.
     `cache_is_ephemeral`: that disk is emptied when the machine stops. `cache_note`: places passed over, and why.
     """
@@ -83,6 +92,7 @@ class MountSpec(Frozen):
     policy: Policy
     ownership: Ownership
     allow_other: bool
+    containers: ContainerChoice | None = None
     cache_dir: str | None = None
     cache_max_bytes: int | None = None
     cache_is_ephemeral: bool = False

@@ -24,11 +24,11 @@ from amlmount.config.resolve import find_daemon_user, resolve_all
 from amlmount.config.spec import MountSpec
 from amlmount.daemon import process
 from amlmount.engines import select_engine
-from amlmount.engines.forkserver import ForkServer
 from amlmount.engines.blobfuse2.places import Places
+from amlmount.engines.forkserver import ForkServer
 from amlmount.errors import AmlmountError, ConfigError, DaemonUnreachableError
 from amlmount.states import MountStatus, Plan
-from amlmount.supervisor import CacheKeeper, KernelHost, RecordStore, RefreshTimer, Supervisor, Surroundings
+from amlmount.supervisor import AccountSupervisor, CacheKeeper, KernelHost, RecordStore, RefreshTimer, Surroundings
 from amlmount.systemd import notify, passed_descriptors
 
 log = logging.getLogger(__name__)
@@ -111,11 +111,11 @@ def _yield_to_other(options: Options, lock: process.DaemonLock, ready: process.R
     ready.tell({"already": lock.holder()})
 
 
-def _make_supervisor(options: Options, specs: list[MountSpec], forks: ForkServer | None = None) -> Supervisor:
+def _make_supervisor(options: Options, specs: list[MountSpec], forks: ForkServer | None = None) -> AccountSupervisor:
     records = RecordStore(os.path.join(options.locations.runtime_dir, "mounts"))
     places = Places.of(options.locations, _log_dir(options))
     select = functools.partial(select_engine, log_dir=_log_dir(options), places=places, forks=forks)
-    return Supervisor(Surroundings(select, KernelHost(), records, prepare_cache=prepare_cache), specs)
+    return AccountSupervisor(Surroundings(select, KernelHost(), records, prepare_cache=prepare_cache), specs)
 
 
 def _log_dir(options: Options) -> str:

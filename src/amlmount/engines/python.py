@@ -156,7 +156,7 @@ class PythonEngine:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     async def _start_child(self, spec: MountSpec, undo: AsyncExitStack) -> Child:
-        path = os.path.join(self._log_dir, f"{spec.name}.log") if self._log_dir else None
+        path = os.path.join(self._log_dir, f"{spec.name.replace('/', ':')}.log") if self._log_dir else None
         if self._forks is None:
             child = Child.start(spec.name, path)
         else:

@@ -3,6 +3,7 @@
 The daemon is its only user; engines, kernel and clock are handed in (`Surroundings`), so tests need none of them.
 """
 
+from amlmount.supervisor.accounts import AccountSupervisor
 from amlmount.supervisor.caching import CacheKeeper
 from amlmount.supervisor.host import Host, KernelHost
 from amlmount.supervisor.owner import MountOwner
@@ -12,6 +13,7 @@ from amlmount.supervisor.supervise import Supervisor
 from amlmount.supervisor.surroundings import Surroundings
 
 __all__ = [
+    "AccountSupervisor",
     "CacheKeeper",
     "Host",
     "KernelHost",

@@ -75,7 +75,7 @@ class RecordStore:
         return [record for record in found if record is not None]
 
     def _path(self, name: str) -> str:
-        return os.path.join(self._directory, f"{name}.json")
+        return os.path.join(self._directory, f"{name.replace('/', ':')}.json")
 
     def _read(self, path: str) -> MountRecord | None:
         try:
