@@ -269,3 +269,28 @@ def test_a_container_that_is_deleted_while_mounted(fake: FakeBlobService, mountp
         assert caught.value.errno == errno.EIO
         os.close(handle)
         assert read(f"{point}/set/000.jpg") == SMALL["set/000.jpg"]
+
+
+def test_the_first_entries_of_a_long_directory_come_before_its_last_page(
+    fake: FakeBlobService, mountpoint: str, cache_dir: str
+) -> None:
+    fill(fake, {f"long/{number:05d}": b"" for number in range(11_000)})
+    fake.fail("silence", 1, when=lambda asked: asked.is_list and "marker" in asked.query)
+    with mounted(fake.definition(), mountpoint, "standard", cache_dir) as point:
+        began = time.monotonic()
+        with os.scandir(f"{point}/long") as found:
+            assert [next(found).name for _ in range(100)] == [f"{number:05d}" for number in range(100)]
+        assert time.monotonic() - began < 5  # the second page takes 15 s
+
+
+def test_the_first_byte_of_a_large_file_takes_two_round_trips(
+    fake: FakeBlobService, mountpoint: str, cache_dir: str
+) -> None:
+    """One for the listing of its folder, which the mount has not looked into, and one for the bytes."""
+    with mounted(fake.definition(), mountpoint, "standard", cache_dir) as point:
+        asked = len(fake.asked)
+        assert pread(f"{point}/deep/er/medium.bin", 0, 100) == BIG[:100]
+        lists = [one.query["prefix"] for one in fake.asked[asked:] if one.is_list]
+        assert lists == ["deep/", "deep/er/"]
+        assert pread(f"{point}/big.bin", 0, 100) == BIG[:100]
+        assert len([one for one in fake.asked[asked:] if one.is_list]) == 2

@@ -13,6 +13,7 @@ from amlmount.config.spec import Policy
 from amlmount.fuse.attributes import InodePacker, dirent
 from amlmount.fuse.protocol import DIRENT_HEADER, ENTRY_OUT, OpenFlag
 from amlmount.vfs.base import FileSystem, Node, WouldBlock
+from amlmount.vfs.entries import Entries, StreamsDirectories
 
 _DOTS = (b".", b"..")
 _FIRST_COOKIE = 3
@@ -21,9 +22,12 @@ _TYPE_DIRECTORY = 4  # DT_DIR
 
 @dataclass(slots=True)
 class _Stream:
-    """One handle's listing; `next_offset` follows what was sent last, `ahead` is what was packed from there on."""
+    """One handle's listing, which may grow; `next_offset` follows what was sent last, `ahead` was packed from there on.
 
-    listing: Sequence[Node]
+    Nobody waits for the listing with the lock held: the thread that reads requests takes it to release the handle.
+    """
+
+    entries: Entries
     next_offset: int = 0
     ahead: memoryview | None = None
     ahead_end: int = 0
@@ -63,19 +67,28 @@ class Directories:
 
     def read_plus(self, node_id: int, handle: int, offset: int, size_bytes: int, *, may_wait: bool) -> memoryview:
         """Return direntplus records from `offset` on, at most `size_bytes`; empty at the end."""
-        stream = self._stream(node_id, handle, offset, may_wait=may_wait)
-        with stream.lock:
-            ahead, end = stream.ahead, stream.ahead_end
-            if ahead is not None and offset == stream.next_offset and len(ahead) <= size_bytes:
-                stream.ahead, stream.next_offset = None, end
-                return ahead
-            self._drop_ahead(stream)
-            buffer = memoryview(bytearray(size_bytes))
-            used = self._put_dots(node_id, offset, buffer, plus=True)
-            if used is None:
-                return buffer[:0]
-            records, stream.next_offset = self._pack(stream.listing, max(offset - 2, 0), buffer[used:])
-            return buffer[: used + len(records)]
+        stream, start = self._stream(node_id, handle, offset, may_wait=may_wait), max(offset - 2, 0)
+        while True:
+            stream.entries.wait_for(start, may_wait=may_wait)
+            with stream.lock:
+                is_complete = stream.entries.is_complete
+                records = self._take_plus(stream, node_id, offset, start, size_bytes)
+                if len(records) or is_complete:
+                    return records
+                start = stream.next_offset - 2  # all that came bears names the kernel would not take
+
+    def _take_plus(self, stream: _Stream, node_id: int, offset: int, start: int, size_bytes: int) -> memoryview:
+        ahead, end = stream.ahead, stream.ahead_end
+        if ahead is not None and offset == stream.next_offset and len(ahead) <= size_bytes:
+            stream.ahead, stream.next_offset = None, end
+            return ahead
+        self._drop_ahead(stream)
+        buffer = memoryview(bytearray(size_bytes))
+        used = self._put_dots(node_id, offset, buffer, plus=True)
+        if used is None:
+            return buffer[:0]
+        records, stream.next_offset = self._pack(stream.entries.nodes, start, buffer[used:])
+        return buffer[: used + len(records)]
 
     def pack_ahead(self, handle: int, size_bytes: int) -> None:
         """Pack the records that will be asked for next, while the caller is busy with those it got."""
@@ -84,18 +97,24 @@ class Directories:
             return
         with stream.lock:
             if stream.ahead is None and stream.next_offset >= _FIRST_COOKIE:
-                buffer = memoryview(bytearray(size_bytes))
-                stream.ahead, stream.ahead_end = self._pack(stream.listing, stream.next_offset - 2, buffer)
+                buffer, is_complete = memoryview(bytearray(size_bytes)), stream.entries.is_complete
+                ahead, end = self._pack(stream.entries.nodes, stream.next_offset - 2, buffer)
+                if len(ahead) or is_complete:  # else: empty would mean the end
+                    stream.ahead, stream.ahead_end = ahead, end
 
     def read(self, node_id: int, handle: int, offset: int, size_bytes: int, *, may_wait: bool) -> memoryview:
         """Return plain dirent records, otherwise as `read_plus`."""
-        stream = self._stream(node_id, handle, offset, may_wait=may_wait)
+        stream, start = self._stream(node_id, handle, offset, may_wait=may_wait), max(offset - 2, 0)
         buffer = memoryview(bytearray(size_bytes))
         used = self._put_dots(node_id, offset, buffer, plus=False)
         if used is None:
             return buffer[:0]
-        _, end = self._packer.fill(stream.listing, max(offset - 2, 0), _FIRST_COOKIE, buffer[used:])
-        return buffer[: used + end]
+        while True:
+            stream.entries.wait_for(start, may_wait=may_wait)
+            is_complete = stream.entries.is_complete
+            start, end = self._packer.fill(stream.entries.nodes, start, _FIRST_COOKIE, buffer[used:])
+            if end or is_complete:
+                return buffer[: used + end]
 
     def take_back(self, records: bytes | memoryview) -> None:
         """Return the references that direntplus records would have given the kernel."""
@@ -121,11 +140,16 @@ class Directories:
         stream = self._streams.get(handle)
         if stream is None or offset == 0:  # the first read, a rewind, or a handle of our predecessor's
             now, mtime_ns = time.monotonic(), self._fs.node(node_id).mtime_ns
-            listing = self._fs.list_dir(node_id, may_wait=may_wait)
+            entries = self._list(node_id, may_wait=may_wait)
             self.release(handle)
-            stream = self._streams[handle] = _Stream(listing)
+            stream = self._streams[handle] = _Stream(entries)
             self._sent[node_id] = (now, mtime_ns)
         return stream
+
+    def _list(self, node_id: int, *, may_wait: bool) -> Entries:
+        if isinstance(self._fs, StreamsDirectories):
+            return self._fs.stream_dir(node_id, may_wait=may_wait)
+        return Entries.of(self._fs.list_dir(node_id, may_wait=may_wait))
 
     def _put_dots(self, node_id: int, offset: int, buffer: memoryview, *, plus: bool) -> int | None:
         """Write `.` and `..` as far as `offset` asks for them; return their size, None if there is no room."""

@@ -12,12 +12,14 @@ from typing import Protocol
 
 from amlmount.stores.base import ObjectInfo, ObjectStore
 from amlmount.vfs.base import ROOT_NODE_ID, Node, NodeKind
+from amlmount.vfs.entries import Entries
 from amlmount.vfs.globs import Glob
 from amlmount.vfs.names import HiddenReason, decode_segment
 
 ID_BITS = 63
 _FIRST_ID = ROOT_NODE_ID + 1
 STALE = -math.inf
+IS_SYMLINK = "is_symlink"  # metadata by which blobfuse2 tells a symlink; the target is the content
 _FILE = NodeKind.FILE
 
 
@@ -76,11 +78,18 @@ class DirectoryNode(Node):
 
 
 class Fetch:
-    """A listing under way. Guarded by the lock of the file system."""
+    """A listing under way, begun at `started_at`. Guarded by the lock of the file system.
 
-    __slots__ = ("done", "error", "superseded")
+    `children` and `entries` are what has come so far; `before` what the directory held, if that was something else.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("before", "children", "done", "entries", "error", "started_at", "superseded")
+
+    def __init__(self, started_at: float, entries: Entries) -> None:
+        self.started_at = started_at
+        self.entries = entries
+        self.children: dict[bytes, Node] = {}
+        self.before: dict[bytes, Node] | None = None
         self.done = False
         self.error: BaseException | None = None
         self.superseded = False
@@ -136,4 +145,7 @@ def _make_file(
     node_id = int.from_bytes(state.digest(), "little") & mask
     if ino < _FIRST_ID or node_id < _FIRST_ID:
         ino, node_id = max(ino, _FIRST_ID), max(node_id, _FIRST_ID)
-    return FileNode(node_id, ino, parent_id, name, source, info)
+    node = FileNode(node_id, ino, parent_id, name, source, info)
+    if info.metadata and info.metadata.get(IS_SYMLINK) == "true":
+        node.kind = NodeKind.SYMLINK
+    return node

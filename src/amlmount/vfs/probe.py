@@ -4,15 +4,24 @@ A wrong `path` would otherwise be an empty folder, and the user would look for t
 """
 
 from amlmount.errors import NotFoundError
-from amlmount.stores.base import ObjectStore
+from amlmount.stores.base import ObjectStore, Page
+from amlmount.vfs.gathering import LONG_PAGE
 from amlmount.vfs.nodes import Source
 
 
-def probe_source(source: Source) -> None:
-    """Ask for the first page of a source. Raises the store's errors, and NotFoundError if its `path` is not there."""
+def probe_source(source: Source) -> Page | None:
+    """Ask for the first page of a source, and return it if it is the only one and there is something on it.
+
+    Raises the store's errors, and NotFoundError if its `path` is not there.
+    """
     store, prefix = source.store, source.prefix
-    if _has_any(store, prefix) or not prefix or _is_empty_directory(store, prefix):
-        return
+    pages = store.list(prefix, delimiter=True)
+    for page in pages:
+        names = len(page.objects) + len(page.prefixes)
+        if names:
+            return page if names < LONG_PAGE and next(pages, None) is None else None
+    if not prefix or _is_empty_directory(store, prefix):
+        return None
     path = prefix.rstrip("/")
     if _is_blob(store, path):
         raise NotFoundError(
@@ -23,11 +32,6 @@ def probe_source(source: Source) -> None:
         f"cannot find path {path!r} in store {source.name!r}",
         hint=f"check `path:`; `amlmount store ls {source.name}` shows what is there",
     )
-
-
-def _has_any(store: ObjectStore, prefix: str) -> bool:
-    pages = store.list(prefix, delimiter=True, page_size=1)
-    return any(page.objects or page.prefixes for page in pages)
 
 
 def _is_empty_directory(store: ObjectStore, prefix: str) -> bool:
