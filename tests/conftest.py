@@ -90,7 +90,8 @@ def is_whole(session: pytest.Session) -> bool:
     option = session.config.option
     chosen = option.keyword or option.markexpr or option.deselect or option.collectonly or getattr(option, "lf", False)
     everything = session.config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    return everything and not chosen and not session.shouldstop and not session.shouldfail
+    ended = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    return everything and ended and not chosen and not session.shouldstop and not session.shouldfail
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
