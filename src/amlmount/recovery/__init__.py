@@ -15,7 +15,7 @@ from amlmount.recovery.instances import (
     read_folder,
     remove_tree,
 )
-from amlmount.recovery.salvage import Found, Report, empty_trash, read_report, salvage
+from amlmount.recovery.rescue import Found, Report, empty_trash, read_report, salvage
 
 __all__ = [
     "ASIDE",

@@ -7,7 +7,7 @@ from typing import Any
 
 from amlmount.errors import AmlmountError
 from amlmount.recovery.instances import read_folder
-from amlmount.recovery.salvage import salvage
+from amlmount.recovery.rescue import salvage
 
 
 def main(paths: list[str]) -> int:
