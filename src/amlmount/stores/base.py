@@ -164,6 +164,13 @@ class HasDirectories(Protocol):
         """Remove an empty directory; one that is not there is fine. Raises BusyError if it is not empty."""
         ...
 
+    def rename_directory(self, path: str, new_path: str) -> None:
+        """Give a directory, with all that is in it, another path in one step; what is there must be empty.
+
+        Etags stay as they are. Raises BlobNotFoundError, BusyError.
+        """
+        ...
+
 
 @runtime_checkable
 class HasDiskSpace(Protocol):

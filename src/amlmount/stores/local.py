@@ -9,18 +9,19 @@ against everybody.
 
 import contextlib
 import fcntl
-import functools
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
-from amlmount.errors import AccessDeniedError, BlobNotFoundError, PreconditionFailedError, UsageError
+from amlmount.errors import AccessDeniedError, BlobNotFoundError, UsageError
 from amlmount.stores.base import NO_METADATA, Content, ObjectInfo, Page, Ranges
 from amlmount.stores.local_bytes import Copied, fill, fill_with, read_range, set_time
 from amlmount.stores.local_names import (
     TEMP_PREFIX,
     blob_error,
+    changed,
     container_error,
     contains,
     directory_error,
@@ -35,7 +36,7 @@ from amlmount.stores.local_rename import rename_to_new
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _DIRECTORY = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
 _ETAG = "%x-%x-%x-%x-%x"
-_new_info = functools.partial(tuple.__new__, ObjectInfo)  # half the time of ObjectInfo(...)
+_new_info = partial(tuple.__new__, ObjectInfo)  # half the time of ObjectInfo(...)
 
 
 class LocalStore:
@@ -79,10 +80,10 @@ class LocalStore:
         fd = self._open_blob(name, "read")
         try:
             if if_match is not None and if_match != _etag(os.fstat(fd)):
-                raise _changed("read", name)
+                raise changed("read", name)
             data = read_range(fd, start, length)
             if if_match is not None and if_match != _etag(os.fstat(fd)):
-                raise _changed("read", name)
+                raise changed("read", name)
             return data
         except OSError as error:
             raise blob_error(error, "read", name, self._root) from error
@@ -121,8 +122,8 @@ class LocalStore:
 
     def copy(self, source: ObjectInfo, name: str, *, if_none_match: bool = False) -> ObjectInfo:
         """See WritableStore.copy; the time is that of the source."""
-        content = Copied(self, source)
-        return self._write(name, lambda fd: fill_with(fd, content, None, source.mtime_ns), None, if_none_match)
+        filled = partial(fill_with, content=Copied(self, source), metadata=None, mtime_ns=source.mtime_ns)
+        return self._write(name, filled, None, if_none_match)
 
     def set_metadata(self, info: ObjectInfo, metadata: Mapping[str, str]) -> ObjectInfo:
         """See WritableStore.set_metadata."""
@@ -130,7 +131,7 @@ class LocalStore:
             fd = self._open_blob(info.name, "write")
             try:
                 if _etag(os.fstat(fd)) != info.etag:
-                    raise _changed("write", info.name)
+                    raise changed("write", info.name)
                 set_time(fd, metadata)
                 return _info(info.name, os.fstat(fd))
             except OSError as error:
@@ -167,6 +168,18 @@ class LocalStore:
             if problem is not None:
                 raise problem from error
 
+    def rename_directory(self, path: str, new_path: str) -> None:
+        """See HasDirectories.rename_directory."""
+        if not is_plain(path) or not is_plain(new_path):
+            raise UsageError(f"cannot rename {path!r}: not a path inside the store")
+        try:
+            with self._parent(path) as (old_parent, old), self._parent(new_path, make=True) as (new_parent, new):
+                os.rename(old, new, src_dir_fd=old_parent, dst_dir_fd=new_parent)
+                os.fsync(new_parent)
+                os.fsync(old_parent)
+        except OSError as error:
+            raise directory_error(error, path, self._root) or not_found("rename", path) from error
+
     def _write(
         self, name: str, fill_file: Callable[[int], None], if_match: str | None, if_none_match: bool
     ) -> ObjectInfo:
@@ -178,7 +191,7 @@ class LocalStore:
                 os.fsync(parent)
                 return info
         except FileExistsError:
-            raise _changed("write", name) from None
+            raise changed("write", name) from None
         except OSError as error:
             raise write_error(error, name, self._root) from error
 
@@ -187,7 +200,7 @@ class LocalStore:
         with self._lock(exclusive=if_match is not None):
             present = self.head(name)
             if if_match not in (None, present.etag):
-                raise _changed("delete", name)
+                raise changed("delete", name)
             try:
                 with self._parent(name) as (parent, leaf):
                     os.unlink(leaf, dir_fd=parent)
@@ -344,7 +357,7 @@ class LocalStore:
             fill_file(fd)
             with self._lock(exclusive=if_match is not None):
                 if if_match is not None and if_match != self._present_etag(name):
-                    raise _changed("write", name)
+                    raise changed("write", name)
                 if if_none_match:
                     rename_to_new(temp, leaf, parent)
                 else:
@@ -384,7 +397,3 @@ def _etag(found: os.stat_result) -> str:
 
 def _info(name: str, found: os.stat_result) -> ObjectInfo:
     return _new_info((name, found.st_size, _etag(found), found.st_mtime_ns, NO_METADATA))
-
-
-def _changed(verb: str, name: str) -> PreconditionFailedError:
-    return PreconditionFailedError(f"cannot {verb} blob {name!r}: it is not the version asked for")

@@ -13,6 +13,7 @@ from amlmount.errors import (
     BusyError,
     ContainerNotFoundError,
     NetworkError,
+    PreconditionFailedError,
     UsageError,
 )
 
@@ -52,6 +53,11 @@ def contains(directory: str, path: str) -> bool:
 def not_found(verb: str, name: str) -> BlobNotFoundError:
     """Make the error for a blob that is not there."""
     return BlobNotFoundError(f"cannot {verb} blob {name!r}: it is not there")
+
+
+def changed(verb: str, name: str) -> PreconditionFailedError:
+    """Make the error for a blob that is another version."""
+    return PreconditionFailedError(f"cannot {verb} blob {name!r}: it is not the version asked for")
 
 
 def container_error(root: str) -> AmlmountError | None:

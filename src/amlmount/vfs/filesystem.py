@@ -16,7 +16,7 @@ from amlmount.config.spec import Policy
 from amlmount.errors import AmlmountError
 from amlmount.stores.base import HasDiskSpace
 from amlmount.vfs.ahead import ListAhead
-from amlmount.vfs.base import ROOT_NODE_ID, FsStats, Node, WouldBlock
+from amlmount.vfs.base import ROOT_NODE_ID, FsStats, Node, NodeKind, WouldBlock
 from amlmount.vfs.content import ContentReader, OpenContent
 from amlmount.vfs.entries import Entries
 from amlmount.vfs.errno import Trouble, TroubleLog, as_os_error, errno_of
@@ -166,9 +166,11 @@ class BlobFileSystem:
         return as_os_error(error)
 
     def readlink(self, node_id: int, *, may_wait: bool = True) -> bytes:
-        """Raise EINVAL: a container has no symlinks."""
-        self.node(node_id)
-        raise OSError(errno.EINVAL, "not a symlink")
+        """See FileSystem.readlink; the target is the content of the blob."""
+        node = self.node(node_id)
+        if node.kind is not NodeKind.SYMLINK:
+            raise OSError(errno.EINVAL, "not a symlink")
+        return bytes(self.read(node_id, 0, node.size_bytes, may_wait=may_wait))
 
     def statfs(self) -> FsStats:
         """Return the disk's own figures for local stores on one disk, else the bytes known as used and 1 PiB free."""

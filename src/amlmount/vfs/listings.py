@@ -45,6 +45,10 @@ class Listings:
         self._workers = Workers(LONG_LISTINGS, "listing")
         self.on_installed: Callable[[DirectoryNode, Children], None] = lambda directory, before: None
         self.on_change: Callable[[DirectoryNode, Children], None] = lambda directory, before: None
+        # Puts on top of a listing begun at a moment what it cannot know; called with the lock held.
+        self.amend: Callable[[DirectoryNode, Children, float], Children] = lambda directory, children, started_at: (
+            children
+        )
 
     def entries(self, directory: DirectoryNode, may_wait: bool) -> Children:
         """Return all entries, from a listing begun no longer ago than the policy allows, counted from now.
@@ -165,6 +169,7 @@ class Listings:
     def _install(self, gathering: Gathering, fetch: Fetch, directory: DirectoryNode) -> None:
         children = gathering.children()
         with self._lock:
+            children = self.amend(directory, children, fetch.started_at)
             before, was_listed = directory.children, directory.listed_at is not None
             is_changed = self._tree.install(directory, children, gathering.hidden)
             if self._tree.nodes.get(directory.node_id) is not directory:

@@ -18,7 +18,7 @@ from amlmount.vfs.tree import Tree
 
 _OPENED, _LISTED, _HELD = 0, 1, 2
 _HELD_BY_KERNEL = 1  # what we take a restored inode's references for: it is dropped at the kernel's next forget
-# name, node id, ino, size (of a directory: -1), mtime, etag
+# name, node id, ino, size (of a directory: -1; of a symlink: -2 less its size), mtime, etag
 _Entry = tuple[bytes, int, int, int, int, str]
 
 
@@ -105,6 +105,8 @@ def _record(directory: DirectoryNode, came: list[_Entry], went: list[bytes]) -> 
 
 def _entry(node: Node) -> _Entry:
     size = -1 if node.kind is NodeKind.DIRECTORY else node.size_bytes
+    if node.kind is NodeKind.SYMLINK:
+        size = -2 - size
     return node.name, node.node_id, node.ino, size, node.mtime_ns, node.etag
 
 
@@ -141,10 +143,10 @@ def _restored(directory: DirectoryNode, source: Source, came: list[_Entry]) -> I
     for name, node_id, ino, size, mtime_ns, etag in came:
         segment = decode_segment(name)
         node: Node
-        if size < 0:
+        if size == -1:
             node = DirectoryNode(node_id, ino, parent_id, name, source, f"{directory.path}{segment}/", mtime_ns)
         else:
-            node = FileNode(node_id, ino, parent_id, name, source, ObjectInfo(start + segment, size, etag, mtime_ns))
+            node = _file(node_id, ino, parent_id, name, source, ObjectInfo(start + segment, size, etag, mtime_ns))
         node.nlookup = _HELD_BY_KERNEL
         yield name, node
 
@@ -153,13 +155,22 @@ def _replay_held(tree: Tree, sources: Sequence[Source], held: list[tuple[_Entry,
     for (name, node_id, ino, size, mtime_ns, etag), parent_id, source_index, path in held:
         source = sources[source_index] if source_index >= 0 else None
         node: Node
-        if size < 0:
+        if size == -1:
             node = DirectoryNode(node_id, ino, parent_id, name, source, path, mtime_ns)
         else:
             assert source
-            node = FileNode(node_id, ino, parent_id, name, source, ObjectInfo(path, size, etag, mtime_ns))
+            node = _file(node_id, ino, parent_id, name, source, ObjectInfo(path, size, etag, mtime_ns))
         node.nlookup = _HELD_BY_KERNEL
         tree.nodes[node_id] = node
+
+
+def _file(node_id: int, ino: int, parent_id: int, name: bytes, source: Source, info: ObjectInfo) -> FileNode:
+    is_symlink = info.size_bytes < 0
+    whole = info._replace(size_bytes=-2 - info.size_bytes) if is_symlink else info
+    node = FileNode(node_id, ino, parent_id, name, source, whole)
+    if is_symlink:
+        node.kind = NodeKind.SYMLINK
+    return node
 
 
 def _listing_order(item: tuple[bytes, Node]) -> bytes:

@@ -128,7 +128,7 @@ class Tree:
         else:
             for index, node in enumerate(added):
                 added[index] = children[node.name] = self.settle(node)
-        files = [node for node in added if node.kind is NodeKind.FILE]
+        files = [node for node in added if node.kind is not NodeKind.DIRECTORY]
         self.file_count += len(files)
         self.size_bytes += sum([node.size_bytes for node in files])
 

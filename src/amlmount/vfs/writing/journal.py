@@ -7,6 +7,7 @@ when most of them are outdated.
 import os
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from amlmount.errors import AmlmountError
 from amlmount.vfs.writing.disk import Disk
@@ -28,7 +29,7 @@ class Journal:
         self._size_when_rewritten = self._end
         self._synced_end = self._end
 
-    def append(self, kind: str, data: bytes = b"", **fields: object) -> int:
+    def append(self, kind: str, data: bytes = b"", **fields: Any) -> int:
         """Add a record and return the place to `sync` to; until then it outlives this process, not the machine."""
         record = Record(kind, fields, data)
         with self._lock:

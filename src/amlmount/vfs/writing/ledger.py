@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from amlmount.vfs.writing.disk import DATA, Disk
 from amlmount.vfs.writing.journal import Journal
@@ -33,11 +34,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """A blob that is to be deleted, whatever version it is: its name was unlinked or replaced."""
+    """A blob that is to be deleted: the version `etag`, or what live file `file_id` has sent and nobody heard of."""
 
     number: int
     place: str
     name: str
+    etag: str
+    file_id: int
 
 
 @dataclass(slots=True)
@@ -60,14 +63,24 @@ def replay(records: Iterable[Record]) -> Past:
         if record.kind == FILE:
             past.entries[number] = Entry(State.from_json(fields["state"]))
         elif record.kind == DELETE:
-            past.deletions[number] = Deletion(number, fields["place"], fields["name"])
+            past.deletions[number] = Deletion(number, fields["place"], fields["name"], fields["etag"], fields["file"])
+            _forget_name(past, fields["place"], fields["name"])
         elif record.kind == DELETED:
             past.deletions.pop(number, None)
         elif record.kind == GONE:
             past.entries.pop(number, None)
         elif (entry := past.entries.get(number)) is not None:
             _happened(entry, record)
+            if record.kind == PROMISE:
+                _forget_name(past, entry.state.place, entry.state.name, but=number)
     return past
+
+
+def _forget_name(past: Past, place: str, name: str, but: int = 0) -> None:
+    """Forget what was to go under a name that is to be deleted, or that another file has got."""
+    for number, entry in list(past.entries.items()):
+        if number != but and (entry.state.place, entry.state.name) == (place, name):
+            del past.entries[number]
 
 
 def _happened(entry: Entry, record: Record) -> None:
@@ -89,16 +102,16 @@ def _happened(entry: Entry, record: Record) -> None:
     elif record.kind == BEGUN:
         entry.begun = fields["change"]
     elif record.kind == SENT:
-        _sent(entry, fields["change"], fields["etag"])
+        _sent(entry, fields["change"], fields["etag"], fields["size"])
     state = entry.state
     if record.kind in (WROTE, CUT, CHANGED):
         state.change, state.has_data = fields["change"], True
 
 
-def _sent(entry: Entry, change: int, etag: str) -> None:
+def _sent(entry: Entry, change: int, etag: str, size_bytes: int) -> None:
     for state in (entry.state, entry.promise):
         if state is not None:
-            state.stored, state.etag = max(state.stored, change), etag
+            state.stored, state.etag, state.base_size = max(state.stored, change), etag, size_bytes
     if entry.state.change <= change:
         entry.state.dirty.cut(0)
     if entry.promise is not None and entry.promise.promised <= change:
@@ -160,22 +173,24 @@ class Ledger:
         """Note that this change is about to be sent: afterwards it may be in the store without our knowing."""
         self.journal.append(BEGUN, id=file.state.id, change=change)
 
-    def sent(self, file: LiveFile, change: int, etag: str) -> None:
+    def sent(self, file: LiveFile, change: int, etag: str, size_bytes: int) -> None:
         """Note that the store has this change."""
         if file.promise is not None and file.promise.promised <= change:
             file.promise = None
-        self.journal.append(SENT, id=file.state.id, change=change, etag=etag)
+        self.journal.append(SENT, id=file.state.id, change=change, etag=etag, size=size_bytes)
 
     def gone(self, file: LiveFile) -> int:
         """Note that nothing of a file needs to be known any more."""
         self.files.pop(file.state.id, None)
         return self.journal.append(GONE, id=file.state.id)
 
-    def delete(self, place: str, name: str) -> Deletion:
-        """Note, so that it lasts, that a blob will be deleted, and nothing uploaded under its name before."""
-        deletion = Deletion(self.new_id(), place, name)
+    def delete(self, state: State, *, lasts: bool = True) -> Deletion:
+        """Note, so that it lasts, that a live file's blob will be deleted, and what was promised of it is void."""
+        deletion = Deletion(self.new_id(), state.place, state.name, state.etag, state.id)
         self._deletions[deletion.number] = deletion
-        self.journal.sync(self.journal.append(DELETE, id=deletion.number, place=place, name=name))
+        place = self.journal.append(DELETE, **_deletion_fields(deletion))
+        if lasts:
+            self.journal.sync(place)
         return deletion
 
     def deleted(self, deletion: Deletion) -> None:
@@ -211,7 +226,12 @@ class Ledger:
                 yield Record(PROMISE, {"id": number, "state": file.promise.to_json(), "inline": False})
             yield Record(STATE if file.promise else FILE, {"id": number, "state": file.state.to_json()})
         for deletion in list(self._deletions.values()):
-            yield Record(DELETE, {"id": deletion.number, "place": deletion.place, "name": deletion.name})
+            yield Record(DELETE, _deletion_fields(deletion))
+
+
+def _deletion_fields(deletion: Deletion) -> dict[str, Any]:
+    fields = {"id": deletion.number, "place": deletion.place, "name": deletion.name}
+    return fields | {"etag": deletion.etag, "file": deletion.file_id}
 
 
 def _state_id(disk: Disk) -> str:

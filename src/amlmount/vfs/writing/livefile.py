@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from amlmount.stores.base import ObjectInfo
-from amlmount.vfs.nodes import FileNode, Source
+from amlmount.vfs.base import NodeKind
+from amlmount.vfs.nodes import IS_SYMLINK, FileNode, Source
 from amlmount.vfs.writing.disk import DATA, Disk
 from amlmount.vfs.writing.extents import Extents
 
@@ -31,6 +32,7 @@ class State:
     name: str
     etag: str = ""
     size: int = 0
+    base_size: int = 0
     base_end: int = 0
     mtime_ns: int = 0
     whole: bool = True
@@ -78,21 +80,27 @@ class LiveFile(FileNode):
         "outdated",
         "promise",
         "sending",
+        "since",
         "state",
         "trouble",
+        "was_sent",
     )
 
     def __init__(self, disk: Disk, source: Source, parent_id: int, name: bytes, state: State) -> None:
         info = ObjectInfo(state.name, state.size, state.etag, state.mtime_ns)
         super().__init__(state.node_id, state.ino, parent_id, name, source, info)
+        if state.metadata.get(IS_SYMLINK) == "true":
+            self.kind = NodeKind.SYMLINK
         self.state = state
         self.lock = threading.RLock()
         self.sending = threading.Lock()  # one upload at a time
-        self.opens = 0
+        self.opens = 0  # guarded by the tree lock
+        self.since: Extents | None = None  # what became dirty since the upload that is under way was begun
         self.promise: State | None = None  # the state as it was when it was promised last
         self.outdated: list[str] = []  # data files of earlier epochs, needed until a later promise lasts
         self.is_unlinked = False
         self.is_displaced = False  # somebody else has the name now
+        self.was_sent = False  # an attempt was begun: the store may have it without our knowing
         self.trouble: Exception | None = None
         self.dirty_since = time.time()
         self._disk = disk
@@ -141,22 +149,24 @@ class LiveFile(FileNode):
         self.state.base_end = self.state.size
 
     def turn_epoch(self, keep_bytes: int) -> None:
-        """Go on in a new data file that begins with what the old one has; the old one is left as it is."""
+        """Go on in a new data file that has what the old one holds below `keep_bytes`; the old one is left as it is."""
         old = os.dup(self.fd())
         try:
             self.outdated.append(self.state.data_name)
             self.close_data()
             self.state.epoch += 1
-            _copy(old, self.fd(), keep_bytes, self._disk)
+            held = [(0, keep_bytes)] if self.state.whole else self.state.held
+            for start, end in held:
+                _copy(old, self.fd(), start, min(end, keep_bytes), self._disk)
         finally:
             os.close(old)
 
     def write(self, offset: int, data: bytes | memoryview) -> bool:
         """Write into the data file; True if the ranges that count have changed. Raises OSError."""
         end, state = offset + len(data), self.state
+        changed = self._mark(offset, end)  # first: what fails half way has changed something, too
         self._disk.write(self.fd(), data, offset)
-        changed = state.held.add(offset, end)
-        changed = state.dirty.add(offset, end) or changed
+        changed = state.held.add(offset, end) or changed
         if offset > state.size:  # a hole: zeros here, whatever the store had there once
             changed = self._fill(state.size, offset) or changed
         state.size = max(state.size, end)
@@ -168,6 +178,8 @@ class LiveFile(FileNode):
         if size_bytes < state.size:
             state.held.cut(size_bytes)
             state.dirty.cut(size_bytes)
+            if self.since is not None:
+                self.since.cut(size_bytes)
             state.base_end = min(state.base_end, size_bytes)
         if state.has_data or size_bytes > state.size:
             self._disk.truncate(self.fd(), size_bytes)
@@ -177,7 +189,12 @@ class LiveFile(FileNode):
 
     def _fill(self, start: int, end: int) -> bool:
         changed = self.state.held.add(start, end)
-        return self.state.dirty.add(start, end) or changed
+        return self._mark(start, end) or changed
+
+    def _mark(self, start: int, end: int) -> bool:
+        if self.since is not None:
+            self.since.add(start, end)
+        return self.state.dirty.add(start, end)
 
     def forget_outdated(self) -> None:
         """Remove data files of earlier epochs, unless what was promised is in one of them."""
@@ -215,6 +232,6 @@ def read_exactly(fd: int, start: int, end: int) -> bytes:
     return found + bytes(end - place) if place < end else found
 
 
-def _copy(old: int, new: int, length: int, disk: Disk) -> None:
-    for start in range(0, length, PIECE_BYTES):
-        disk.write(new, read_exactly(old, start, min(start + PIECE_BYTES, length)), start)
+def _copy(old: int, new: int, start: int, end: int, disk: Disk) -> None:
+    for place in range(start, end, PIECE_BYTES):
+        disk.write(new, read_exactly(old, place, min(place + PIECE_BYTES, end)), place)

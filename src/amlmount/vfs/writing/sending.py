@@ -107,26 +107,25 @@ class Sender:
                 with file.lock:
                     if not file.is_dirty:
                         return
-                    snapshot, sent = Snapshot(file, self._ledger.state_id), file.state.dirty
-                    file.state.dirty = Extents()
+                    snapshot = Snapshot(file, self._ledger.state_id)
+                    file.since = Extents()
                 try:
-                    if self._attempt(file, snapshot, sent):
+                    if self._attempt(file, snapshot):
                         return
                 finally:
                     snapshot.close()
+                    with file.lock:
+                        file.since = None
         raise PreconditionFailedError(f"cannot write '{file.blob_name}': it changes all the time", hint="try again")
 
-    def _attempt(self, file: LiveFile, snapshot: Snapshot, sent: Extents) -> bool:
+    def _attempt(self, file: LiveFile, snapshot: Snapshot) -> bool:
         """Send once; False if the condition has to be another one, and it should be tried again."""
+        file.was_sent = True
+        self._ledger.begun(file, snapshot.change)
         try:
-            self._ledger.begun(file, snapshot.change)
             info = self._upload(snapshot)
         except PreconditionFailedError:
-            self._give_back(file, sent)
             return self._refused(file, snapshot)
-        except BaseException:
-            self._give_back(file, sent)
-            raise
         self._stored(file, snapshot, info)
         return True
 
@@ -141,11 +140,6 @@ class Sender:
             if_none_match=not snapshot.etag,
             metadata=_metadata(store, snapshot),
         )
-
-    def _give_back(self, file: LiveFile, sent: Extents) -> None:
-        with file.lock:
-            file.state.dirty.update(sent)
-            file.state.dirty.cut(file.state.size)
 
     def _refused(self, file: LiveFile, snapshot: Snapshot) -> bool:
         """Find out why the condition did not hold: our own attempt came through, the blob is gone, or a conflict."""
@@ -174,11 +168,14 @@ class Sender:
         with file.lock:
             state = file.state
             state.stored, state.etag = max(state.stored, snapshot.change), info.etag
-            if state.change == snapshot.change:
-                state.dirty = Extents()
+            state.base_size = info.size_bytes
+            state.dirty = file.since if file.since is not None else Extents()
             file.trouble = None
-            file.show()
-            self._ledger.sent(file, snapshot.change, info.etag)
+            file.etag = info.etag
+            self._ledger.sent(file, snapshot.change, info.etag, info.size_bytes)
+            if state.change > snapshot.change:
+                self._ledger.changed(file)
+            file.forget_outdated()
         self._on_stored(file, info)
 
     def _keep_beside(self, file: LiveFile, snapshot: Snapshot, found: str) -> None:

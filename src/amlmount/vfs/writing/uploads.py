@@ -1,4 +1,4 @@
-"""When live files are sent: at once for whoever waits, in the background for what was promised, for as long as it takes.
+"""When live files are sent: at once for whoever waits, in the background for what was promised, however long it takes.
 
 A failure reaches whoever waits; then the data is made to last here, and sending it is tried again and again.
 """
@@ -63,6 +63,13 @@ class Uploads:
                 state.promised = before
                 raise
             file.forget_outdated()
+
+    def promise_again(self, file: LiveFile) -> None:
+        """Make a promise last that a change of mind had taken back. Raises OSError."""
+        with file.lock:
+            file.state.promised = file.state.stored
+        self.promise(file)
+        self.enqueue(file)
 
     def _made_last(self, file: LiveFile) -> bytes | None:
         state, disk = file.state, self._ledger.disk
@@ -169,7 +176,7 @@ class Uploads:
         self._say(file, error, count, now - first)
         if isinstance(error, AccessDeniedError | UsageError):
             return REFUSED_PAUSE_S
-        return min(FIRST_PAUSE_S * 2 ** min(count, 10), LONGEST_PAUSE_S)
+        return min(FIRST_PAUSE_S * 2.0 ** min(count, 10), LONGEST_PAUSE_S)
 
     def _say(self, file: LiveFile, error: Exception, count: int, lasting_s: float) -> None:
         """Say it at the first failure, and louder when it has lasted long."""

@@ -1,0 +1,380 @@
+"""A container as a file system that can be written: files live on the local disk until the store has them.
+
+Locks, in the order in which they are taken: a file's `sending` (one upload at a time), its `lock`, the tree lock,
+the journal's. No lock but `sending` is held over a call of the store; a file's is held while the disk works, so a
+thread that must not wait only tries it. Names change in `namespace`; what a crash leaves is looked at in `recovery`.
+"""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amlmount.config.spec import Policy
+from amlmount.errors import AccessDeniedError, AmlmountError
+from amlmount.stores.base import ObjectInfo, WritableStore
+from amlmount.stores.metadata import MTIME, format_mtime
+from amlmount.vfs.base import Node, NodeKind, WouldBlock
+from amlmount.vfs.errno import as_os_error
+from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
+from amlmount.vfs.writing.keeping import Kept, list_kept
+from amlmount.vfs.writing.live import LiveTree, WritingOptions
+from amlmount.vfs.writing.livefile import LiveFile
+from amlmount.vfs.writing.sending import Sender
+from amlmount.vfs.writing.uploads import Uploads
+
+# A blob up to this is fetched whole before a part of it is changed, so that a conflict loses nothing of our side.
+WHOLE_BYTES = 8 << 20
+ASK_AGAIN_S = 5.0  # how long a store that refused writing is believed to go on refusing
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WritingStats:
+    """What is not in the store yet: files, bytes, age of the oldest in seconds, what hinders it; and what was kept."""
+
+    dirty_files: int
+    dirty_bytes: int
+    oldest_s: float
+    trouble: str
+    kept: list[Kept]
+
+
+class WritableFileSystem(LiveTree):
+    """A file system, and everything that changes it. What each operation promises is in docs/semantics.md."""
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[bytes | None, Source]],
+        policy: Policy,
+        *,
+        options: WritingOptions,
+        **more: Any,
+    ) -> None:
+        """Take what LiveTree takes. `recovery.recover` comes before anything else."""
+        super().__init__(sources, policy, options=options, **more)
+        self.uploads = Uploads(self.ledger, Sender(self.ledger, self._on_stored), self._tell)
+        self._asked_at = float("-inf")
+
+    # Opening and closing
+
+    def open_file(self, node_id: int, flags: int, *, may_wait: bool = True) -> Node:
+        """Count a handle of a file; with O_TRUNC cut it to nothing. Raises OSError."""
+        node = self.node(node_id)
+        if node.kind is not NodeKind.FILE:
+            raise OSError(errno.EISDIR if node.kind is NodeKind.DIRECTORY else errno.ELOOP, "not a file")
+        if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
+            return self._open_for_reading(node)
+        if not may_wait:
+            raise WouldBlock
+        assert isinstance(node, FileNode)
+        self.refuse_if_refused(node.source)
+        file = self.enliven(node, is_emptied=bool(flags & os.O_TRUNC))
+        with file.lock:
+            if flags & os.O_TRUNC:
+                self._resize(file, 0)
+            with self._lock:
+                file.opens += 1
+        return file
+
+    def _open_for_reading(self, node: Node) -> Node:
+        with self._lock:
+            if isinstance(node, LiveFile):
+                node.opens += 1
+            else:
+                self._readers[node.node_id] += 1
+        self.opened(node)
+        return node
+
+    def close_file(self, node: Node, *, may_wait: bool = True) -> None:
+        """Take a handle back; what is then still dirty (written through a mapping) goes to the store by itself."""
+        file = self._tree.nodes.get(node.node_id)
+        if not isinstance(file, LiveFile):
+            self._readers[node.node_id] -= 1
+            if self._readers[node.node_id] <= 0:
+                del self._readers[node.node_id]
+            self.released(node)
+            return
+        if file.opens == 1 and file.is_dirty and not may_wait:
+            raise WouldBlock
+        with self._lock:
+            file.opens = max(file.opens - 1, 0)
+            is_last = not file.opens
+        if node is not file:
+            self.released(node)
+        if is_last:
+            self._settle(file)
+
+    def _settle(self, file: LiveFile) -> None:
+        """See to a file that is closed: nothing of it may be forgotten that the store does not have."""
+        if file.is_dirty:
+            self.uploads.promise(file)
+            self.uploads.enqueue(file)
+            return
+        with file.lock:
+            if not file.opens and not file.is_dirty:
+                if file.state.has_data:
+                    file.drop_data()
+                    if not file.is_unlinked and not file.is_displaced:
+                        self.ledger.restate(file)
+                file.close_data()
+        self._let_go_if_unknown(file)
+
+    def opened(self, node: Node) -> None:
+        """See OpenFiles.opened; a live file is not the reader's business."""
+        if not isinstance(node, LiveFile):
+            super().opened(node)
+
+    def released(self, node: Node) -> None:
+        """See OpenFiles.released."""
+        if not isinstance(node, LiveFile):
+            super().released(node)
+
+    def whole_file(self, node: Node) -> int | None:
+        """Never: the kernel would go on reading a file that is being changed."""
+        return None
+
+    def use_page_cache(self, store_page: Any) -> None:
+        """Do not: what was fetched ahead might reach the kernel after what was written since."""
+
+    def refuse_if_refused(self, source: Source) -> None:
+        """Raise EACCES if the store lets nothing be written; asked again after a while."""
+        if self.uploads.refused is None:
+            return
+        if time.monotonic() - self._asked_at > ASK_AGAIN_S:
+            self._asked_at = time.monotonic()
+            self.check_writable(source)
+        if self.uploads.refused is not None:
+            raise as_os_error(self.uploads.refused)
+
+    def check_writable(self, source: Source) -> None:
+        """Ask a store whether it lets anything be written, and remember if not. Never raises."""
+        assert isinstance(source.store, WritableStore)
+        try:
+            source.store.check_writable()
+            self.uploads.refused = None
+        except AccessDeniedError as error:
+            self.uploads.refused = error
+            log.warning("%s: opening a file for writing gives an error until that has changed", error.message)
+        except AmlmountError as error:
+            log.warning("cannot find out whether the store can be written to: %s", error.message)
+
+    # Content
+
+    def write(self, node_id: int, offset: int, data: bytes | memoryview, *, may_wait: bool = True) -> int:
+        """Change bytes of a file that is open for writing; returns how many. Raises OSError (ENOSPC, ESTALE...)."""
+        file = self._live(node_id)
+        if not file.lock.acquire(blocking=may_wait):
+            raise WouldBlock
+        try:
+            self._fetch_if_small(file, may_wait)
+            was_clean, start = file.state.change == file.state.stored, min(offset, file.state.size)
+            has_changed = file.write(offset, data)
+            self._touched(file, was_clean)
+            if file.state.whole:
+                if was_clean:
+                    self._note(file, self.ledger.changed)
+            elif has_changed or was_clean:
+                self._note(file, lambda live: self.ledger.wrote(live, start, offset + len(data)))
+        finally:
+            file.lock.release()
+        return len(data)
+
+    def resize(self, node_id: int, size_bytes: int) -> None:
+        """Cut or lengthen a file, with zeros. Raises OSError."""
+        node = self.node(node_id)
+        if not isinstance(node, FileNode):
+            raise OSError(errno.EISDIR, "is a directory")
+        file = self.enliven(node, is_emptied=not size_bytes)
+        with file.lock:
+            if size_bytes:
+                self._fetch_if_small(file, may_wait=True)
+            self._resize(file, size_bytes)
+        if not file.opens:
+            self.flush(node_id)
+            self._settle(file)
+
+    def _resize(self, file: LiveFile, size_bytes: int) -> None:
+        state, before, was_clean = file.state, file.state.size, file.state.change == file.state.stored
+        if size_bytes == before and (size_bytes or state.whole):
+            return
+        is_turned = size_bytes < before and file.is_pending
+        if is_turned:
+            file.turn_epoch(size_bytes)
+        file.resize(size_bytes)
+        if not size_bytes:
+            state.whole = True
+        self._touched(file, was_clean)
+        if not size_bytes or is_turned or state.whole:
+            self._note(file, self.ledger.restate)
+        elif size_bytes < before:
+            self._note(file, self.ledger.cut)
+        else:
+            self._note(file, lambda live: self.ledger.wrote(live, before, size_bytes))
+
+    def set_mtime(self, node_id: int, mtime_ns: int) -> None:
+        """Give a file another time; kept with the blob. Raises OSError. A directory's is accepted and not kept."""
+        node = self.node(node_id)
+        if not isinstance(node, FileNode):
+            return
+        file = self.enliven(node, is_emptied=False)
+        if file.is_unlinked:
+            return
+        with file.lock:
+            file.state.mtime_ns = mtime_ns
+            if file.is_dirty:
+                self._touched(file, False, mtime_ns)
+                self._note(file, self.ledger.restate)
+                return
+        self._describe(file, mtime_ns)
+        self._settle(file)
+
+    def _describe(self, file: LiveFile, mtime_ns: int) -> None:
+        with file.sending:
+            state, store = file.state, file.source.store
+            assert isinstance(store, WritableStore)
+            info = ObjectInfo(state.name, state.base_size, state.etag, mtime_ns)
+            try:
+                new = store.set_metadata(info, state.metadata | {MTIME: format_mtime(mtime_ns)})
+            except AmlmountError as error:
+                self._expire(file.parent_id)
+                raise as_os_error(error) from error
+            with file.lock:
+                state.etag = new.etag
+                self._show(file)
+                self._note(file, self.ledger.restate)
+        self._on_stored(file, new)
+
+    def read(self, node_id: int, offset: int, size_bytes: int, *, may_wait: bool = True) -> bytes | memoryview:
+        """See FileSystem.read; of a file that is being written, what was written last."""
+        file = self.node(node_id)
+        if not isinstance(file, LiveFile):
+            return super().read(node_id, offset, size_bytes, may_wait=may_wait)
+        if not file.lock.acquire(blocking=may_wait):
+            raise WouldBlock
+        try:
+            self._refuse_displaced(file)
+            wanted = min(size_bytes, file.state.size - offset)
+            pieces = list(file.pieces(offset, wanted)) if wanted > 0 else []
+            if not may_wait and not file.source.store.is_local and not all(is_here for _, _, is_here in pieces):
+                raise WouldBlock
+            local = [file.read_local(start, end) if is_here else None for start, end, is_here in pieces]
+            version = self._version(file)
+        finally:
+            file.lock.release()
+        parts = [
+            self._read_version(version, start, end - start) if data is None else data
+            for data, (start, end, _) in zip(local, pieces, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _version(self, file: LiveFile) -> FileNode:
+        state = file.state
+        info = ObjectInfo(state.name, state.base_size, state.etag, state.mtime_ns)
+        return FileNode(file.node_id, file.ino, file.parent_id, file.name, file.source, info)
+
+    def _read_version(self, version: FileNode, start: int, length: int) -> bytes | memoryview:
+        if self._content is not None and not version.source.store.is_local:
+            return self._content.read(version, start, length, may_wait=True)
+        return self._download(version, start, length)
+
+    def _fetch_if_small(self, file: LiveFile, may_wait: bool) -> None:
+        self._refuse_displaced(file)
+        state = file.state
+        if state.whole or state.base_end > WHOLE_BYTES:
+            return
+        if not may_wait:
+            raise WouldBlock
+        self.fetch_all(file)
+
+    def fetch_all(self, file: LiveFile) -> None:
+        """Have all of a file here. Needs the file's lock: only those who may wait, wait for it. Raises OSError."""
+        state, version = file.state, self._version(file)
+        for start, end in list(state.held.gaps(0, state.base_end)):
+            for place in range(start, end, WHOLE_BYTES):
+                length = min(WHOLE_BYTES, end - place)
+                self.disk.write(file.fd(), self._download(version, place, length), place)
+                state.held.add(place, place + length)
+        file.fd()
+        state.whole, state.base_end = True, 0
+        self._note(file, self.ledger.restate)
+
+    # Making it last
+
+    def flush(self, node_id: int) -> None:
+        """Return once what was written is where `durability` says. Raises OSError: it is kept and sent later."""
+        file = self._tree.nodes.get(node_id)
+        if not isinstance(file, LiveFile):
+            return
+        self._refuse_displaced(file)
+        if not file.is_dirty:
+            return
+        if self.options.durability == "journal" and self._pending_bytes() <= self.options.max_pending_bytes:
+            self.uploads.promise(file)
+            self.uploads.enqueue(file)
+        else:
+            self.flush_to_store(file)
+
+    def flush_to_store(self, file: LiveFile) -> None:
+        """Return once the store has a file. Raises OSError."""
+        try:
+            self.uploads.send_now(file, self.options.upload_timeout_s)
+        except AmlmountError as error:
+            raise as_os_error(error) from error
+
+    def drain(self, timeout_s: float) -> bool:
+        """Have everything sent; False if something is not in the store after `timeout_s` seconds."""
+        deadline = time.monotonic() + timeout_s
+        self.uploads.hurry()
+        while dirty := [file for file in list(self.ledger.files.values()) if file.is_dirty]:
+            for file in dirty:
+                self.uploads.promise(file)
+                self.uploads.enqueue(file)
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def writing_stats(self) -> WritingStats:
+        """Return what is not in the store yet."""
+        dirty = [file for file in list(self.ledger.files.values()) if file.is_dirty]
+        troubles = [str(file.trouble) for file in dirty if file.trouble is not None]
+        oldest = min((file.dirty_since for file in dirty), default=time.time())
+        return WritingStats(
+            len(dirty),
+            sum(file.state.dirty.size_bytes for file in dirty),
+            time.time() - oldest,
+            troubles[0] if troubles else "",
+            list_kept(self.disk),
+        )
+
+    def close(self) -> None:
+        """See FileSystem.close. What was promised and not sent is sent by the next start."""
+        self.uploads.close()
+        super().close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _pending_bytes(self) -> int:
+        return sum(file.state.dirty.size_bytes for file in list(self.ledger.files.values()) if file.is_pending)
+
+    def _on_stored(self, file: LiveFile, info: ObjectInfo) -> None:
+        with self._lock:
+            parent = self._tree.nodes.get(file.parent_id)
+            if not file.is_unlinked and isinstance(parent, DirectoryNode) and self._tree.is_current(file):
+                self.own.note(parent, file.name, file, self._clock())
+        if file.is_displaced:
+            self._expire(file.parent_id)
+        elif not file.opens:
+            self._settle(file)
+
+    def _tell(self, file: LiveFile, error: AmlmountError | None) -> None:
+        if error is None:
+            self._troubles.worked(file.source.name)
+        else:
+            self._troubles.failed(file.source.name, error)
+        self.ledger.tidy()
