@@ -61,7 +61,7 @@ class Run:
             self.kills[-1].back_s = time.monotonic()
 
     async def _request_under_way(self, entry: MountEntry) -> bool:
-        """Say whether a request waits for its answer at this moment; three times in four such a moment is waited for."""
+        """Say whether a request waits for its answer; three times in four, wait for a moment at which one does."""
         deadline = time.monotonic() + (PATIENCE_S if len(self.kills) % 4 else 0)
         while not (found := bool(waiting(entry))) and time.monotonic() < deadline:
             await asyncio.sleep(0)
