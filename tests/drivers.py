@@ -206,3 +206,11 @@ def writers() -> Iterator[Writers]:
     made = Writers()
     yield made
     made.end()
+
+
+def fails_to_write(path: str, text: str) -> None:
+    """Write a file whose upload is refused: close() says so (a shell's own `>` would not)."""
+    code = "import sys; file = open(sys.argv[1], 'w'); file.write(sys.argv[2]); file.close()"
+    argv = [sys.executable, "-c", code, path, text]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "OSError" in done.stderr, done

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from amlmount.engines.base import ExitReason
+from amlmount.engines.blobfuse2.served import count_oom_kills, oom_counter_of
 from daemons import poll
-from drivers import Account, Driver, sh
+from drivers import Account, Driver, fails_to_write, sh
+from faulty_proxy import Proxy
 from sandbox import start_time
 
 pytestmark = pytest.mark.root
@@ -62,3 +65,35 @@ def test_nothing_is_private_but_with_us_it_is(driver: Driver, account: Account) 
     assert b"AZURE_STORAGE" not in Path(f"/proc/{pid}/environ").read_bytes()
     assert os.readlink(f"/proc/{pid}/cwd") == "/" and os.getsid(pid) == pid and start_time(pid)
     account.down()
+
+
+def test_a_killed_daemons_blobfuse2_loses_nothing(driver: Driver, account: Account, proxy: Proxy) -> None:
+    data = account.container("data")
+    data.put("a.txt", b"hello")
+    account.go_through(proxy)
+    account.configure(engine="blobfuse2", read_only=False)
+    account.up()
+    daemon = account.world.cli_json("ps") and Path(account.world.runtime_dir, "daemon.lock").read_text()
+    proxy.refuses = lambda method, path: method == "PUT"
+    fails_to_write(f"{account.target('data')}/failed.txt", "precious")
+    os.kill(int(daemon), signal.SIGKILL)
+    proxy.refuses = lambda method, path: False
+    account.up()
+    assert sh(f"cat {account.target('data')}/a.txt") == "hello"
+    poll(lambda: account.world.cli_json("ps")[0]["state"] == "mounted", "not back")
+    account.down()
+    poll(lambda: any(item.name == "failed.txt" for page in data.list() for item in page.objects), "not sent", 30)
+    assert data.get("failed.txt") == b"precious"
+    poll(lambda: account.leftovers() == [], f"left: {account.leftovers()}")
+
+
+def test_running_out_of_memory_is_told_from_a_kill(tmp_path: Path) -> None:
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    [path] = [line.split(":", 2)[2] for line in lines if line.startswith("0::")]
+    folder = tmp_path / path.strip("/")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.events").write_text("low 0\nmax 9\noom 3\noom_kill 2\noom_group_kill 0\n")
+    counter = oom_counter_of(os.getpid(), str(tmp_path))
+    assert counter is not None and count_oom_kills(counter) == 2 and count_oom_kills(None) == 0
+    assert ExitReason(-9, "", out_of_memory=True).text == "killed by SIGKILL because memory ran out"
+    assert ExitReason(-9).text == "killed by SIGKILL"

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 
 from daemons import poll
-from drivers import Account, Driver, Writers, sh
+from drivers import Account, Driver, Writers, fails_to_write, sh
 from faulty_proxy import Proxy
 
 pytestmark = pytest.mark.root
@@ -31,14 +29,6 @@ EVERY_KIND = {
     "empty.txt": ("lost", "kept"),
     "conflict.txt": ("conflict", "kept"),
 }
-
-
-def fails_to_write(path: str, text: str) -> None:
-    """Write a file whose upload is refused: close() says so (a shell's own `>` would not)."""
-    code = "import sys; file = open(sys.argv[1], 'w'); file.write(sys.argv[2]); file.close()"
-    argv = [sys.executable, "-c", code, path, text]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1 and "OSError" in done.stderr, done
 
 
 def asides(account: Account, name: str) -> list[Path]:

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 def recover(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="A mount, of now or of before.", autocompletion=complete_mount)],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what each file is; touch nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what each file is; touch nothing.")] = False,
     output: Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")] = Format.TABLE,
 ) -> None:
     """Send to the store what a crash of blobfuse2 left behind, and say what each file was.

@@ -29,7 +29,8 @@ class Instance:
     """One run of blobfuse2. `store` is the store's definition (secrets as references), `path` the prefix mounted.
 
     `cache` is the component that keeps data (`file_cache`, `block_cache`, `xload`). `cache_bytes` and `memory_bytes`
-    are what it may take. `crashed`: it ended before it could empty its cache. `owner_*` is who made this record, `pid` the blobfuse2 itself once it runs.
+    are what it may take. `crashed`: it ended before it could empty its cache. `owner_*` is who made this record, `pid`
+    the blobfuse2 itself once it runs.
     """
 
     mount: str

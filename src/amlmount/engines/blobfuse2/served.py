@@ -15,6 +15,7 @@ from amlmount.log import redact
 from amlmount.run import Process, spawn
 
 log = logging.getLogger(__name__)
+CGROUP_ROOT = "/sys/fs/cgroup"
 TAIL_BYTES = 8192
 TAIL_LINES = 12
 KILLED_GRACE_S = 5.0
@@ -28,8 +29,8 @@ class Served:
         self.process = process
         self._paths = (output_path, log_path)
         self._loop = asyncio.get_running_loop()
-        self._cgroup = _cgroup_of(process.pid)
-        self._oom_kills = _oom_kills(self._cgroup)
+        self._oom_counter = oom_counter_of(process.pid)
+        self._oom_kills = count_oom_kills(self._oom_counter)
         self.exited: asyncio.Future[ExitReason] = self._loop.create_future()
         self._loop.add_reader(process.pidfd, self._on_exit)
 
@@ -75,7 +76,7 @@ class Served:
         code = self.process.poll()
         code = code if code is not None else -signal.SIGKILL
         killed = code == -signal.SIGKILL
-        out_of_memory = killed and _oom_kills(self._cgroup) > self._oom_kills
+        out_of_memory = killed and count_oom_kills(self._oom_counter) > self._oom_kills
         self.leave()
         if not self.exited.done():
             self.exited.set_result(ExitReason(code, self.last_words() if code and not killed else "", out_of_memory))
@@ -90,18 +91,23 @@ def _tail(path: str) -> str:
     return ""
 
 
-def _cgroup_of(pid: int) -> str | None:
-    """Return the directory of a process's cgroup (v2, the line `0::/path` of /proc/PID/cgroup), None if unknown."""
+def oom_counter_of(pid: int, root: str = CGROUP_ROOT) -> str | None:
+    """Return the file that counts OOM kills in a process's cgroup, None if there is none.
+
+    memory.events of version 2 (cgroup-v2.rst), or memory.oom_control of version 1 (its line `N:memory:/path`).
+    """
     with suppress(OSError), open(f"/proc/{pid}/cgroup") as file:
         for line in file:
-            if line.startswith("0::"):
-                return f"/sys/fs/cgroup{line[3:].strip()}"
+            _, controllers, path = line.strip().split(":", 2)
+            names = {"": f"{root}{path}/memory.events", "memory": f"{root}/memory{path}/memory.oom_control"}
+            if (found := names.get(controllers)) is not None and os.path.exists(found):
+                return found
     return None
 
 
-def _oom_kills(cgroup: str | None) -> int:
-    """Return `oom_kill` of memory.events (cgroup-v2.rst), 0 if unknown."""
-    with suppress(OSError, ValueError), open(f"{cgroup}/memory.events") as file:
+def count_oom_kills(counter: str | None) -> int:
+    """Return `oom_kill` of such a file, 0 if unknown."""
+    with suppress(OSError, ValueError, TypeError), open(counter) as file:  # type: ignore[arg-type]
         for line in file:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
