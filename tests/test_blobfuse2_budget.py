@@ -11,6 +11,7 @@ from amlmount.config.spec import MountSpec
 from amlmount.engines import select_engine
 from amlmount.engines.blobfuse2.binary import find_binary
 from amlmount.engines.blobfuse2.budget import GIB, MIB, Asked, Machine, grant, look_at_machine
+from amlmount.engines.blobfuse2.configuring import prepare
 from amlmount.engines.blobfuse2.environment import scrubbed
 from amlmount.engines.blobfuse2.places import Places
 from amlmount.errors import AmlmountError, BusyError, ConfigError
@@ -158,3 +159,25 @@ def test_block_cache_of_a_broken_version_is_not_used(tmp_path: Path, monkeypatch
     engine, why = select_engine(spec(profile="stream"), places=places)
     assert engine.name == "python" and "block cache of blobfuse2 2.2.1 is known to be broken" in why
     assert select_engine(spec(), places=places)[0].name == "blobfuse2"
+
+
+def test_a_writable_cache_goes_to_a_lasting_disk_if_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    places = Places(*(str(tmp_path / name) for name in ("run", "state", "cache", "log")))
+    source = {
+        "s": {"type": "azure_blob", "account_name": "acc", "container_name": "c", "credentials": {"anonymous": {}}}
+    }
+    mount = {"target": "/m", "source": "s", "read_only": False}
+    made = resolve_mount(config_from({"stores": source, "mounts": {"m": mount}}), "m", DaemonUser(True, 0, 0))
+    first = prepare(made, made.sources[0], places, lambda base: MACHINE)
+    assert first.folder.path.startswith(f"{places.state_dir}/blobfuse2/m/run-")
+    tight = changed(free_disk_bytes=MIB)
+    second = prepare(
+        made, made.sources[0], places, lambda base: tight if base.startswith(places.state_dir) else MACHINE
+    )
+    assert second.folder.path.startswith(f"{places.cache_root}/blobfuse2/m/run-") and "may not last" in caplog.text
+    with pytest.raises(BusyError, match=f"in {places.state_dir}"):
+        prepare(made, made.sources[0], places, lambda base: tight)
+    assert os.stat(first.config_path).st_mode & 0o777 == 0o600
+    assert os.listdir(os.path.dirname(first.config_path)) == ["blobfuse2.yaml"]

@@ -119,7 +119,7 @@ def test_a_bad_new_sas_is_not_handed_over(driver: Driver, account: Account, prox
     account.down()
 
 
-def test_another_key_is_taken_up_by_a_new_mount(driver: Driver, account: Account, proxy: Proxy) -> None:
+def test_a_key_that_does_not_work_changes_nothing(driver: Driver, account: Account, proxy: Proxy) -> None:
     account.container("data").put("a", b"a")
     account.configure(engine="blobfuse2")
     account.up()

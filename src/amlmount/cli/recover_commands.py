@@ -43,9 +43,11 @@ def _find(ctx: typer.Context, name: str) -> "list[Folder]":
     from amlmount.errors import NotFoundError
     from amlmount.recovery import ASIDE, RUNNING, file_name_of, find_folders
 
-    base = str(locations(ctx).state_dir / "blobfuse2" / file_name_of(name))
-    left = [folder for folder in find_folders(base, RUNNING) if not folder.instance.alive]
-    found = [*find_folders(base, ASIDE), *(folder.set_aside() for folder in left)]
+    places = locations(ctx)
+    bases = [str(root / "blobfuse2" / file_name_of(name)) for root in (places.state_dir, places.cache_root)]
+    found = [folder for base in bases for folder in find_folders(base, ASIDE)]
+    left = [folder for base in bases for folder in find_folders(base, RUNNING) if not folder.instance.alive]
+    found += [folder.set_aside() for folder in left]
     if not found and name not in _configured(ctx):
         raise NotFoundError(f"cannot find a mount named '{name}'", hint="amlmount ps -a shows what there is")
     return found

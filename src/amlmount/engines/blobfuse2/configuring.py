@@ -4,6 +4,7 @@ The configuration's directory holds nothing else: blobfuse2 watches it and reads
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import threading
@@ -15,10 +16,12 @@ from amlmount.config.credentials import SecretRef
 from amlmount.config.spec import MountSpec, SourceSpec
 from amlmount.engines.blobfuse2.budget import DEFAULT_CACHE_BYTES, MIB, Asked, Granted, Machine, grant, look_at_machine
 from amlmount.engines.blobfuse2.places import MARKER, Places
+from amlmount.errors import BusyError
 from amlmount.recovery import Folder, Instance, make_running
 from amlmount.render import render_blobfuse2
 from amlmount.render.choices import choose_cache
 
+log = logging.getLogger(__name__)
 _granting = threading.Lock()
 
 
@@ -137,10 +140,9 @@ def reveal(reference: SecretRef) -> str:
 def _reserve(
     spec: MountSpec, source: SourceSpec, places: Places, look: Callable[[str], Machine]
 ) -> tuple[Folder, Granted]:
-    base, cache = places.cache_base(spec), choose_cache(spec)
-    machine = look(base)
+    cache = choose_cache(spec)
     with _granting:  # two mounts that start together must not be promised the same bytes
-        granted = grant(_asked(spec, base, cache), (folder.instance for folder in places.running()), machine)
+        base, granted = _place(spec, cache, places, look)
         instance = Instance(
             mount=spec.name,
             target=spec.target,
@@ -153,6 +155,21 @@ def _reserve(
             memory_bytes=granted.memory_bytes,
         )
         return make_running(base, instance), granted
+
+
+def _place(spec: MountSpec, cache: str, places: Places, look: Callable[[str], Machine]) -> tuple[str, Granted]:
+    """Return the first place that has room, and what is granted there. Raises the BusyError of the first."""
+    running = [folder.instance for folder in places.running()]
+    first, *others = places.cache_bases(spec)
+    try:
+        return first, grant(_asked(spec, first, cache), running, look(first))
+    except BusyError as error:
+        for base in others:
+            with contextlib.suppress(BusyError):
+                granted = grant(_asked(spec, base, cache), running, look(base))
+                log.warning("%s; its cache goes to %s, which may not last", error.message, base)
+                return base, granted
+        raise
 
 
 def _asked(spec: MountSpec, base: str, cache: str) -> Asked:

@@ -85,7 +85,8 @@ class Blobfuse2Engine:
 
     async def _bring_up(self, spec: MountSpec, source: SourceSpec, undo: AsyncExitStack) -> Running:
         await in_thread(lambda: preflight(source))
-        bases = [self._places.lasting_base(spec.name), self._places.cache_base(spec)]
+        bases = [self._places.lasting_base(spec.name), self._places.passing_base(spec.name)]
+        bases += self._places.cache_bases(spec)
         waiting = await in_thread(lambda: caches.put_leftovers_aside(list(dict.fromkeys(bases))))
         await in_thread(lambda: self._places.tidy(spec.name))
         prepared = await _made(lambda: prepare(spec, source, self._places), _discard, undo)

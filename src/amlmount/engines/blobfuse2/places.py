@@ -38,14 +38,14 @@ class Places:
         return os.path.join(self.state_dir, NAME, file_name_of(mount))
 
     def passing_base(self, mount: str) -> str:
-        """Return where caches of a read-only mount are."""
+        """Return where caches of a mount are that nobody would miss, and of a writable one if there is no room else."""
         return os.path.join(self.cache_root, NAME, file_name_of(mount))
 
-    def cache_base(self, spec: MountSpec) -> str:
-        """Return where the cache of `spec` goes."""
+    def cache_bases(self, spec: MountSpec) -> list[str]:
+        """Return where the cache of `spec` may go, the best place first."""
         if not spec.read_only:
-            return self.lasting_base(spec.name)
-        return os.path.join(spec.cache_dir, NAME) if spec.cache_dir else self.passing_base(spec.name)
+            return [self.lasting_base(spec.name), self.passing_base(spec.name)]
+        return [os.path.join(spec.cache_dir, NAME) if spec.cache_dir else self.passing_base(spec.name)]
 
     def running(self) -> Iterator[Folder]:
         """Yield the instances that this daemon or one before it has started and not put away."""
