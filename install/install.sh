@@ -91,7 +91,7 @@ installed() { dpkg-query -W -f '${db:Status-Status} ${Package}\n' | sed -n 's/^i
 make_environment() {
     if have uv && [ -z "$offline" ]; then
         say "making an environment with uv"
-        uv venv --quiet --seed --python '>=3.11' "$1"
+        uv venv --quiet --python '>=3.11' "$1"
         return
     fi
     if ! python=$(find_python); then
@@ -162,11 +162,15 @@ install_environment() {
     trap 'rm -rf "$new"' EXIT
     make_environment "$new"
     say "installing $from"
-    set -- -q --disable-pip-version-check
+    set --
     if [ -n "$offline" ]; then set -- "$@" --no-index --find-links "$offline"; fi
     if [ -e "$from/install/constraints.txt" ]; then set -- "$@" -c "$from/install/constraints.txt"; fi
     # Not inside the sources: building writes there.
-    (cd / && "$new/bin/python" -m pip install "$@" "$from")
+    if [ -e "$new/bin/pip" ]; then
+        (cd / && "$new/bin/python" -m pip install -q --disable-pip-version-check "$@" "$from")
+    else
+        (cd / && uv pip install --quiet --python "$new/bin/python" "$@" "$from")
+    fi
     printf '%s\n' "$identity" >"$new/.identity"
     "$new/bin/amlmount" --version
     trap - EXIT

@@ -117,3 +117,16 @@ def test_the_image_for_jobs(box: Box) -> None:
     done = box.run("job-entrypoint", "sh", "-c", "cat /media/images/cat.txt; exit 5", env={"PATH": ENV["PATH"]})
     assert (done.stdout, done.returncode) == ("a cat\n", 5), done.stderr
     assert box.run("findmnt", "/media/images").returncode == 1
+
+
+def test_uv_makes_the_environment_where_it_is(box: Box, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("uv")
+    call(sys.executable, "-m", "pip", "install", "-q", "-t", folder, "uv")
+    box.copy_in(folder, ("bin",), "/opt/uv")
+    wheel = box.sh("ls /srv/supplies/amlmount-*.whl").strip()
+    env = {"PATH": f"/opt/uv/bin:{ENV['PATH']}", "UV_OFFLINE": "1", "UV_FIND_LINKS": "/srv/supplies"}
+    box.sh("dpkg -i /srv/supplies/*fuse3*.deb")
+    argv = ("sh", "/srv/install/install.sh", "--from", wheel, "--engine", "python")
+    assert "making an environment with uv" in box.run(*argv, env=env, check=True, timeout_s=200).stdout
+    assert "uv = " in box.read("/opt/amlmount/current/pyvenv.cfg") and box.sh("amlmount --version")
+    assert "nothing to do" in box.run(*argv, env=env, check=True).stdout

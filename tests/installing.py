@@ -18,7 +18,7 @@ from installbox import Box, needed_binds, open_box
 
 PORT = 8099
 URL = f"http://127.0.0.1:{PORT}"
-OLD, MIDDLE, NEWEST, PREVIEW = "2.3.2", "2.5.5", "2.5.6", "2.6.0"
+OLD, MIDDLE, NEWEST, PREVIEW = "2.2.1", "2.5.5", "2.5.6", "2.6.0"
 # This one is not named by chance below: its content does not fit on the small disk of a test.
 BIG = "2.5.1"
 BOOKWORM = next(release for release in SUPPORTED if release.id == "debian")

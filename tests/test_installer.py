@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -442,6 +443,27 @@ def test_an_interruption_takes_back_too(tmp_path: Path, root: Path) -> None:
 
 
 @pytest.mark.root
+def test_a_run_that_is_killed_is_taken_back_by_an_uninstall(tmp_path: Path, root: Path) -> None:
+    before = tree(root)
+
+    def killed(argv: Sequence[str], timeout_s: float) -> Completed:
+        if argv[0] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return no_command(argv, timeout_s)
+
+    child = os.fork()
+    if child == 0:
+        where = ground(tmp_path)
+        where.execute = killed
+        apply(Plan("install", steps=(*STEPS, Command(("die",), "w"))), undo_in(root), where)  # type: ignore[arg-type]
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert tree(root) != before
+    record = load_record(str(tmp_path / "state/record.json"))
+    apply_undo(plan_uninstall(record, lambda path: read_state(f"{root}{path}")), ground(tmp_path))
+    assert tree(root) == before
+
+
 def test_several_runs_are_taken_back_to_before_the_first(tmp_path: Path, root: Path) -> None:
     before = tree(root)
     do(tmp_path, *STEPS)

@@ -58,10 +58,12 @@ def apply(plan: Plan, undo: Callable[[Record], Plan], ground: Ground | None = No
     try:
         for step in plan.steps:
             work.do(step)
+            # After each: a run that is killed is taken back by the next uninstall.
+            save_record(before.then(work.record()), ground.record_path)
     except BaseException as error:
         _take_back(work, undo, ground, error)
+        save_record(before, ground.record_path)
         raise
-    save_record(before.then(work.record()), ground.record_path)
     return Report(tuple(work.done), tuple(work.warnings))
 
 
@@ -94,6 +96,7 @@ class _Work:
         self._files = FileHands(ground.root)
         self._undo: list[tuple[str, ...]] = []
         self._packages: Mapping[str, Package] | None = None
+        self._changes = PackageChanges()
         self.done: list[str] = []
         self.warnings: list[str] = []
 
@@ -113,8 +116,16 @@ class _Work:
         self.done.append(step.text)
 
     def _command(self, step: Command) -> None:
-        if step.changes_packages and self._packages is None:
-            self._packages = read_packages(self._ask)
+        if step.changes_packages:
+            self._packages = self._packages or read_packages(self._ask)
+            try:
+                self._run(step)
+            finally:
+                self._changes = _compare(self._packages, read_packages(self._ask))
+        else:
+            self._run(step)
+
+    def _run(self, step: Command) -> None:
         # Taken back even if it fails: a program that fails half way has changed things too.
         if step.undo:
             self._undo.append(step.undo)
@@ -131,10 +142,7 @@ class _Work:
 
     def record(self) -> Record:
         """Return what has been changed so far."""
-        packages = PackageChanges()
-        if self._packages is not None:
-            packages = _compare(self._packages, read_packages(self._ask))
-        return Record(dict(self._files.changes), tuple(self._files.directories), tuple(self._undo), packages)
+        return Record(dict(self._files.changes), tuple(self._files.directories), tuple(self._undo), self._changes)
 
     def _ask(self, argv: Sequence[str]) -> Completed:
         return self._ground.execute(argv, 60.0)

@@ -11,8 +11,8 @@ from amlmount.installer.sources import AptSource
 from amlmount.installer.steps import Command, FetchKey, MakeDir, Step, WriteFile
 from amlmount.installer.wanted import Wanted, WantedEngine
 
-# Older ones lose dirty data on more ways than we can guard, and lack keys that our rendering writes.
-OLDEST_GOOD = (2, 4, 0)
+# Microsoft Learn, known issues: the block cache of 2.2.0 to 2.3.0 loses or mixes data.
+OLDEST_GOOD = (2, 3, 1)
 APT_TIMEOUT_S = 1800.0
 
 
