@@ -54,10 +54,12 @@ python_packages() {
     fi
 }
 
+# ensure_system [COMMAND...]: each COMMAND is in the package of its name.
 ensure_system() {
     missing=
     have fusermount3 || missing="fuse3"
     if ! have uv && ! find_python >/dev/null; then missing="$missing $(python_packages)"; fi
+    for command in "$@"; do have "$command" || missing="$missing $command"; done
     # shellcheck disable=SC2086 # one word a package
     if [ -n "$missing" ]; then need_packages $missing; fi
     [ -e /dev/fuse ] || stop "there is no /dev/fuse on this machine" \

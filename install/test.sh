@@ -6,7 +6,7 @@ set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 . "$root/install/ground.sh"
 
-ensure_system
+ensure_system openssl
 make_venv
 install_into_venv dev -e . --group dev
 ensure_node
