@@ -53,6 +53,7 @@ Take it down with:
 NEXT
 }
 
+# shellcheck disable=SC2119 # it needs no more commands than the usual
 ensure_system
 make_venv
 install_into_venv quickstart -e . pillow
