@@ -12,7 +12,7 @@ from typing import cast
 from amlmount.config.spec import Ownership, Policy
 from amlmount.fuse.attributes import InodePacker
 from amlmount.fuse.directories import Directories
-from amlmount.fuse.handles import BackingFiles, Handles
+from amlmount.fuse.handles import BackingFiles, Handles, Ledger
 from amlmount.fuse.negotiate import Feature, Negotiated
 from amlmount.fuse.protocol import (
     NAME_MAX_BYTES,
@@ -82,9 +82,18 @@ class ReadOnlyAdapter:
     """A Handler over a FileSystem, for one connection. Everything a mount may be asked, and EROFS for every change."""
 
     def __init__(
-        self, fs: FileSystem, policy: Policy, ownership: Ownership, *, backings: BackingFiles | None = None
+        self,
+        fs: FileSystem,
+        policy: Policy,
+        ownership: Ownership,
+        *,
+        backings: BackingFiles | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
-        """With `backings`, files that are whole on a local disk are read from there by the kernel, if it can."""
+        """With `backings`, files that are whole on a local disk are read from there by the kernel, if it can.
+
+        `ledger` tells what a predecessor on this connection left open, and a successor what we do.
+        """
         self._fs = fs
         self._policy = policy
         self._packer = InodePacker(policy, ownership)
@@ -93,7 +102,7 @@ class ReadOnlyAdapter:
         self._open_reply = OPEN_OUT.pack(0, self._open_flags(), 0)
         self._backings = backings
         is_tracking = isinstance(fs, OpenFiles) and fs.tracks_opens
-        self._handles = Handles(cast(OpenFiles, fs), self._open_flags()) if is_tracking else None
+        self._handles = Handles(cast(OpenFiles, fs), self._open_flags(), ledger) if is_tracking else None
         self._operations: dict[int, Operation] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,

@@ -1,7 +1,8 @@
 """Handles of open files, and files on disk that the kernel reads by itself in their stead (FUSE_PASSTHROUGH).
 
-One inode, one way: while a handle of an inode is open, others must be of its kind, or the kernel refuses them with
-EIO (fs/fuse/iomode.c). So the kind is chosen when an inode is opened first, and kept until its last RELEASE.
+One inode, one way: while a handle of an inode is open, others must be of its kind and have the same backing id, or
+the kernel refuses them with EIO (fs/fuse/iomode.c). So the kind is chosen when an inode is opened first, and kept
+until its last RELEASE, over the death of this process too.
 """
 
 import errno
@@ -12,6 +13,7 @@ import os
 import struct
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from amlmount.fuse.protocol import OPEN_OUT, OpenFlag
 from amlmount.vfs.base import Node, OpenFiles
@@ -20,6 +22,8 @@ from amlmount.vfs.base import Node, OpenFiles
 _BACKING_OPEN = 0x4010E501
 _BACKING_CLOSE = 0x4004E502
 _BACKING_MAP = struct.Struct("<iIQ")  # fd, flags, padding
+_U64 = struct.Struct("<Q")
+_SLOT = struct.Struct("<QQQ")
 _WHY_NOT = {
     errno.ELOOP: "the cache lies on an overlay file system",
     errno.EPERM: "it needs CAP_SYS_ADMIN",
@@ -53,23 +57,82 @@ class BackingFiles:
             log.debug("cannot close backing id %d: %s", backing_id, error)
 
 
+class Open(NamedTuple):
+    """A handle as it is written down. `backing_id` is 0 for one that is read through us."""
+
+    handle: int
+    node_id: int
+    backing_id: int
+    slot: int
+
+
+class Ledger:
+    """The open handles of a connection in memory that a successor reads: fixed slots behind the number of those used.
+
+    A slot is (handle, node id, backing id); handle 0 is a free one. Backing ids belong to the connection and stay
+    valid when the process that got them dies.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        """`memory` is all zeros, or what a predecessor left."""
+        self._memory = memory
+        (self._used,) = _U64.unpack_from(memory)
+        self._free: list[int] = []
+
+    def left(self) -> list[Open]:
+        """Return what is open; call it before anything else."""
+        found = [self._read(slot) for slot in range(1, self._used + 1)]
+        self._free = [one.slot for one in found if not one.handle]
+        return [one for one in found if one.handle]
+
+    def _read(self, slot: int) -> Open:
+        handle, node_id, backing_id = _SLOT.unpack_from(self._memory, slot * _SLOT.size)
+        return Open(handle, node_id, backing_id, slot)
+
+    def enter(self, handle: int, node_id: int, backing_id: int) -> int:
+        """Write a handle down and return its slot, 0 if there is no room."""
+        slot = self._free.pop() if self._free else self._used + 1
+        if (slot + 1) * _SLOT.size > len(self._memory):
+            return 0
+        _SLOT.pack_into(self._memory, slot * _SLOT.size, handle, node_id, backing_id)
+        if slot > self._used:
+            self._used = slot
+            _U64.pack_into(self._memory, 0, slot)
+        return slot
+
+    def strike(self, slot: int) -> None:
+        """Take a handle out."""
+        if slot:
+            _SLOT.pack_into(self._memory, slot * _SLOT.size, 0, 0, 0)
+            self._free.append(slot)
+
+
 @dataclass(slots=True)
 class _OpenInode:
-    node: Node
-    count: int = 0
+    """An inode that is open. `backing_id` is what every one of its handles has, a predecessor's too; 0: cached."""
+
     backing_id: int = 0
+    count: int = 0
 
 
 class Handles:
     """What is open on a connection; used by the thread that reads its requests, and by no other."""
 
-    def __init__(self, files: OpenFiles, flags: OpenFlag) -> None:
-        """`flags` is what an OPEN is answered with when the kernel does not read the file by itself."""
+    def __init__(self, files: OpenFiles, flags: OpenFlag, ledger: Ledger | None = None) -> None:
+        """`flags` is what an OPEN is answered with when the kernel does not read the file by itself.
+
+        `ledger` has what a predecessor left open, and gets what is opened here.
+        """
         self._files = files
         self._flags = flags
+        self._ledger = ledger
         self._numbers = itertools.count(time.time_ns())  # those of a successor never meet ours
-        self._handles: dict[int, _OpenInode] = {}
+        self._handles: dict[int, Open] = {one.handle: one for one in (ledger.left() if ledger else ())}
+        self._nodes: dict[int, Node] = {}  # of the handles we made
         self._inodes: dict[int, _OpenInode] = {}
+        for one in self._handles.values():
+            inode = self._inodes.setdefault(one.node_id, _OpenInode(one.backing_id))
+            inode.count += 1
         self.backings: BackingFiles | None = None
 
     def open(self, node: Node) -> bytes:
@@ -77,23 +140,27 @@ class Handles:
         self._files.opened(node)
         inode = self._inodes.get(node.node_id)
         if inode is None:
-            inode = self._inodes[node.node_id] = _OpenInode(node)
-            inode.backing_id = self._back(node)
+            inode = self._inodes[node.node_id] = _OpenInode(self._back(node))
         inode.count += 1
         handle = next(self._numbers)
-        self._handles[handle] = inode
-        flags = OpenFlag.PASSTHROUGH if inode.backing_id else self._flags
-        return OPEN_OUT.pack(handle, flags, inode.backing_id)
+        slot = self._ledger.enter(handle, node.node_id, inode.backing_id) if self._ledger else 0
+        self._handles[handle] = Open(handle, node.node_id, inode.backing_id, slot)
+        self._nodes[handle] = node
+        return OPEN_OUT.pack(handle, OpenFlag.PASSTHROUGH if inode.backing_id else self._flags, inode.backing_id)
 
     def release(self, handle: int) -> None:
-        """Forget a handle; one of a predecessor's is none of ours."""
-        inode = self._handles.pop(handle, None)
-        if inode is None:
+        """Forget a handle, ours or a predecessor's."""
+        known = self._handles.pop(handle, None)
+        if known is None:
             return
-        self._files.released(inode.node)
+        if self._ledger:
+            self._ledger.strike(known.slot)
+        if node := self._nodes.pop(handle, None):
+            self._files.released(node)
+        inode = self._inodes[known.node_id]
         inode.count -= 1
         if inode.count == 0:
-            del self._inodes[inode.node.node_id]
+            del self._inodes[known.node_id]
             if inode.backing_id and self.backings:
                 self.backings.close(inode.backing_id)
 

@@ -12,7 +12,7 @@ from amlmount.cache import remove_session_cache
 from amlmount.config.spec import MountSpec
 from amlmount.errors import AmlmountError, MountFailedError
 from amlmount.fuse.adapter import ReadOnlyAdapter
-from amlmount.fuse.handles import BackingFiles
+from amlmount.fuse.handles import BackingFiles, Ledger
 from amlmount.fuse.negotiate import Negotiated, offer_for
 from amlmount.fuse.notify import Notifier
 from amlmount.fuse.session import Session
@@ -90,9 +90,10 @@ class Worker:
         if policy.keep_cache and not policy.direct_io:
             files.use_page_cache(lambda node_id, data: notifier.store(node_id, 0, data))
         offer = offer_for(policy)
+        ledger = Ledger(estate.handles) if estate and estate.is_readable else None
         session = Session(
             descriptor,
-            ReadOnlyAdapter(files, policy, self._spec.ownership, backings=BackingFiles(descriptor)),
+            ReadOnlyAdapter(files, policy, self._spec.ownership, backings=BackingFiles(descriptor), ledger=ledger),
             offer=offer,
             negotiated=negotiated,
             on_negotiated=self._on_negotiated,
