@@ -3,11 +3,11 @@
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from amlmount.config.spec import MountSpec
-from amlmount.engines.base import Engine, ExitReason, Running
+from amlmount.engines.base import Claim, Engine, ExitReason, Running
 from amlmount.errors import AmlmountError, BusyError
 from amlmount.states import RestartPolicy
 from amlmount.supervisor import MadeTarget, MountRecord, RecordStore, Supervisor, Surroundings
@@ -46,6 +46,10 @@ def spec_named(name: str, target: str | None = None) -> MountSpec:
     )
 
 
+async def nobody_comes_after(running: Running) -> None:
+    """See TakesOver.secure."""
+
+
 @dataclass
 class FakeEngine:
     """Starts and stops at once unless a gate is closed; `start_errors` and `stop_errors` are raised one by one."""
@@ -58,6 +62,8 @@ class FakeEngine:
     take_over_errors: list[BaseException] = field(default_factory=list)
     takes_over: bool = False
     hung: set[str] = field(default_factory=set)
+    died_unseen: bool = False
+    secure: Callable[[Running], Awaitable[None]] = field(default=nobody_comes_after)
     busy: bool = False
     alive: dict[str, Running] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
@@ -86,6 +92,7 @@ class FakeEngine:
         assert spec.name not in self.alive, "started twice"
         exited: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
         running = Running(spec, self.name, next(self._pids), 1, -1, 1, exited)
+        await self.secure(running)
         self.alive[spec.name] = running
         return running
 
@@ -115,9 +122,23 @@ class FakeEngine:
         if self.take_over_errors:
             raise self.take_over_errors.pop(0)
         exited: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
-        self.alive[running.spec.name] = replace(running, pid=next(self._pids), exited=exited)
+        successor = replace(running, pid=next(self._pids), exited=exited)
+        await self.secure(successor)
+        self.alive[running.spec.name] = successor
         self.hung.discard(running.spec.name)
         return self.alive[running.spec.name]
+
+    def descriptors(self, running: Running) -> dict[str, int]:
+        return {}
+
+    def adopt(self, claim: Claim) -> Running:
+        self.log.append(f"adopt {claim.spec.name}")
+        exited: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
+        running = Running(claim.spec, self.name, claim.pid, claim.pid_start_time, -1, claim.mount_id, exited)
+        self.alive[claim.spec.name] = running
+        if self.died_unseen:
+            exited.set_result(ExitReason(-9))
+        return running
 
     def is_hung(self, running: Running) -> bool:
         return running.spec.name in self.hung
@@ -159,6 +180,9 @@ class FakeHost:
         self.ended.append(record)
         assert self.may_end.wait(5)
         self.mounted.discard(record.target)
+
+    def has_mount(self, record: MountRecord) -> bool:
+        return record.target in self.mounted
 
     def evidence(self, pid: int) -> dict[str, str]:
         return {}

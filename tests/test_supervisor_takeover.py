@@ -97,6 +97,8 @@ def test_at_the_limit_callers_get_an_error_and_ps_the_evidence(play: Callable[[S
         await kill(world)
         await world.until(a="failed")
         limit = RestartPolicy().crash_limit
+        while "stop a lazily" not in world.engine.log:
+            await asyncio.sleep(0.001)
         assert world.engine.log == ["start a", *["take over a"] * limit, "stop a lazily"]
         [status] = world.supervisor.status()
         assert status.last_error is not None and f"cannot reach {limit - 1}" in status.last_error.message

@@ -1,7 +1,6 @@
 """A worker that dies is replaced under its mount: callers wait, nobody gets an error, every byte is right."""
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -18,10 +17,10 @@ from amlmount.engines.python import PythonEngine
 from amlmount.errors import AmlmountError
 from amlmount.fuse.negotiate import CAP_VARIABLE
 from mounting import make_source, spec_of
+from readers import Readers
 from sandbox import Sandbox, command_line
 
 T = TypeVar("T")
-ORACLE = str(Path(__file__).parents[1] / "benchmarks" / "oracle.py")
 OLD_KERNEL, NEW_KERNEL = "34", ""
 
 
@@ -45,34 +44,11 @@ def run(make: Callable[[], Awaitable[T]]) -> T:
     return asyncio.run(bounded())
 
 
-class Readers:
-    """Readers with a content oracle, in a process of their own: whoever kills workers holds nothing in a mount."""
-
-    def __init__(self, source: str, mount: str, threads: int = 3) -> None:
-        pipe = subprocess.PIPE
-        argv = [sys.executable, ORACLE, source, mount, str(threads), "1"]
-        self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe)
-
-    async def ready(self) -> None:
-        assert self._process.stdout
-        assert await asyncio.to_thread(self._process.stdout.readline) == b"ready\n"
-
-    async def tally(self) -> dict[str, Any]:
-        """End them and return what they saw."""
-        out, _ = await asyncio.to_thread(lambda: self._process.communicate(timeout=30))
-        found: dict[str, Any] = json.loads(out)
-        return found
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
 @asynccontextmanager
 async def reading(source: str, mount: str) -> Any:
     readers = Readers(source, mount)
     try:
-        await readers.ready()
+        await asyncio.to_thread(readers.wait_until_ready)
         yield readers
     finally:
         readers.kill()
@@ -90,7 +66,7 @@ def test_kills_under_readers(source: str, mountpoint: str, kernel: str) -> None:
                 assert (await running.exited).returncode == -signal.SIGKILL
                 assert engine.can_take_over(running)
                 running = await engine.take_over(running, timeout_s=20)
-            tally = await readers.tally()
+            tally = await asyncio.to_thread(readers.tally)
         await engine.stop(running, lazy=False, timeout_s=10)
         forks.close()
         assert not tally["errors"] and not tally["wrong"]
@@ -115,7 +91,7 @@ def test_a_frozen_worker_is_found_and_replaced(source: str, mountpoint: str, ker
             old, running = running, await engine.take_over(running, timeout_s=20)
             assert (await old.exited).returncode == -signal.SIGKILL
             await asyncio.sleep(0.2)
-            tally = await readers.tally()
+            tally = await asyncio.to_thread(readers.tally)
         await engine.stop(running, lazy=False, timeout_s=10)
         assert not tally["errors"] and not tally["wrong"]
 

@@ -23,6 +23,7 @@ from amlmount.config.models import Config
 from amlmount.config.resolve import find_daemon_user, resolve_all
 from amlmount.config.spec import MountSpec
 from amlmount.daemon import process
+from amlmount.descriptors import DescriptorStore, NoStore, open_store
 from amlmount.engines import select_engine
 from amlmount.engines.blobfuse2.places import Places
 from amlmount.engines.forkserver import ForkServer
@@ -111,11 +112,18 @@ def _yield_to_other(options: Options, lock: process.DaemonLock, ready: process.R
     ready.tell({"already": lock.holder()})
 
 
-def _make_supervisor(options: Options, specs: list[MountSpec], forks: ForkServer | None = None) -> AccountSupervisor:
+def _make_supervisor(
+    options: Options,
+    specs: list[MountSpec],
+    forks: ForkServer | None = None,
+    store: DescriptorStore | None = None,
+) -> AccountSupervisor:
     records = RecordStore(os.path.join(options.locations.runtime_dir, "mounts"))
     places = Places.of(options.locations, _log_dir(options))
     select = functools.partial(select_engine, log_dir=_log_dir(options), places=places, forks=forks)
-    return AccountSupervisor(Surroundings(select, KernelHost(), records, prepare_cache=prepare_cache), specs)
+    return AccountSupervisor(
+        Surroundings(select, KernelHost(), records, store or NoStore(), prepare_cache=prepare_cache), specs
+    )
 
 
 def _log_dir(options: Options) -> str:
@@ -130,7 +138,8 @@ class _Daemon:
         self._sudo_uid = _env_number("SUDO_UID")
         self._config = _read_config(options, needed=False)
         self._forks = ForkServer()
-        self.supervisor = _make_supervisor(options, self._specs(self._config), self._forks)
+        self._store = open_store(str(options.locations.runtime_dir))
+        self.supervisor = _make_supervisor(options, self._specs(self._config), self._forks, self._store)
         self._caches = CacheKeeper(self.supervisor, lambda: self._config.cache)
         self._server = ApiServer(self, str(options.locations.socket))
         self._requests = 0
@@ -143,7 +152,8 @@ class _Daemon:
             os.makedirs(_log_dir(self._options), mode=0o700, exist_ok=True)
             self._watch_signals()
             undo.callback(self._forks.close)
-            self.supervisor.recover()
+            undo.callback(self._store.close)
+            self.supervisor.recover(self._store.recall())
             undo.push_async_callback(self._server.close)
             await self._server.open()
             undo.push_async_callback(self.supervisor.close, timeout_s=CLOSE_TIMEOUT_S)

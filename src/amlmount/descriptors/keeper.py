@@ -39,7 +39,8 @@ class Keeper:
         patience_ms: int | None = IDLE_AT_START_MS
         while True:
             events = self._poll.poll(patience_ms)
-            if not events:
+            if not events:  # nobody ever came
+                os.unlink(self._listener.getsockname())
                 return
             for descriptor, event in events:
                 if descriptor == waker:
@@ -47,6 +48,7 @@ class Keeper:
                 else:
                     self._on_event(descriptor, event)
             if not self._clients and (self._is_told_to_end or not self._held) and not self._waiting():
+                os.unlink(self._listener.getsockname())
                 return
             patience_ms = None
 

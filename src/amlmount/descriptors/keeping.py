@@ -5,6 +5,8 @@ import logging
 import os
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ from amlmount.run import base_env, spawn
 
 SOCKET_NAME = "keeper.sock"
 ANSWER_TIMEOUT_S = 10.0
+ENDS_WITHIN_S = 2.0
 log = logging.getLogger(__name__)
 
 
@@ -27,15 +30,18 @@ class KeeperStore:
     def __init__(self, runtime_dir: str) -> None:
         self._path = os.path.join(runtime_dir, SOCKET_NAME)
         self._peer: socket.socket | None = None
+        self._held: int | None = None  # how much the keeper had when it answered last
+        self._lock = threading.Lock()  # one exchange at a time
 
     def recall(self) -> dict[str, int]:
         """See DescriptorStore. Does not start a keeper."""
-        if not self._connected(start=False):
-            return {}
         found: dict[str, int] = {}
-        self._ask({"op": "recall"})
-        while (part := self._answer())[0]["names"]:
-            found.update(zip(part[0]["names"], part[1], strict=True))
+        with self._lock:
+            if not self._connected(start=False):
+                return {}
+            self._ask({"op": "recall"})
+            while (part := self._answer())[0]["names"]:
+                found.update(zip(part[0]["names"], part[1], strict=True))
         return found
 
     def keep(self, descriptors: Mapping[str, int]) -> None:
@@ -43,16 +49,23 @@ class KeeperStore:
         names = list(descriptors)
         for start in range(0, len(names), MAX_DESCRIPTORS):
             part = names[start : start + MAX_DESCRIPTORS]
-            self._tell({"op": "keep", "names": part}, [descriptors[name] for name in part])
+            with self._lock:
+                self._tell({"op": "keep", "names": part}, [descriptors[name] for name in part])
 
     def drop(self, names: Iterable[str]) -> None:
         """See DescriptorStore."""
-        if self._connected(start=False):
-            with contextlib.suppress(AmlmountError):
+        with self._lock, contextlib.suppress(AmlmountError):
+            if self._connected(start=False):
                 self._tell({"op": "drop", "names": list(names)})
 
     def close(self) -> None:
-        """See DescriptorStore. A keeper that holds nothing ends then."""
+        """See DescriptorStore. A keeper that holds nothing ends then with its socket, which is waited for."""
+        self._hang_up()
+        deadline = time.monotonic() + ENDS_WITHIN_S
+        while self._held == 0 and os.path.lexists(self._path) and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def _hang_up(self) -> None:
         if self._peer is not None:
             self._peer.close()
             self._peer = None
@@ -62,10 +75,10 @@ class KeeperStore:
             self._connected(start=True)
             try:
                 self._ask(body, descriptors)
-                self._answer()
+                self._held = self._answer()[0]["held"]
                 return
             except AmlmountError:
-                self.close()
+                self._hang_up()
                 if attempt == 2:
                     raise
 

@@ -61,18 +61,21 @@ async def open_connection(spec: MountSpec) -> Connection:
         raise
 
 
-async def put_in_place(made: Connection, *, beneath: bool) -> int:
-    """Attach the mount at its target, `beneath` what is mounted there, and return its mount id.
+def mount_id_of(made: Connection) -> int:
+    """Return the mount's id. Raises MountFailedError if somebody has unmounted it already."""
+    if made.mount_fd >= 0:
+        return _mount_id(made.mount_fd)
+    entry = find_mount(made.spec.target)
+    if entry is None or entry.subtype != SUBTYPE:
+        raise MountFailedError(f"cannot mount '{made.spec.target}': it was unmounted again at once")
+    return entry.mount_id
 
-    Raises MountFailedError, also if somebody has unmounted it at once.
-    """
+
+async def put_in_place(made: Connection, *, beneath: bool) -> None:
+    """Attach the mount at its target if it is not there yet, `beneath` what is. Raises MountFailedError."""
     target = made.spec.target
     if made.mount_fd < 0:
-        entry = find_mount(target)
-        if entry is None or entry.subtype != SUBTYPE:
-            raise MountFailedError(f"cannot mount '{target}': it was unmounted again at once")
-        return entry.mount_id
-    mount_id = _mount_id(made.mount_fd)
+        return
     job = in_thread(lambda: attach_detached(made.mount_fd, target, beneath=beneath))
     try:
         await asyncio.shield(job)
@@ -84,7 +87,6 @@ async def put_in_place(made: Connection, *, beneath: bool) -> int:
         raise
     os.close(made.mount_fd)
     made.mount_fd = -1
-    return mount_id
 
 
 def mount_of(running: Running) -> MountEntry | None:

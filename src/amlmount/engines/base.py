@@ -5,7 +5,7 @@ descriptor of every mount through `Running.fuse_fd`, so a mount can outlive the 
 """
 
 from asyncio import Future
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -95,9 +95,30 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What is known of a mount that an earlier daemon made: by its record, and by the descriptors that were kept.
+
+    `descriptors` by kind, as `TakesOver.descriptors` named them. The kernel has a mount of ours with `mount_id`.
+    """
+
+    spec: MountSpec
+    pid: int
+    pid_start_time: int
+    mount_id: int
+    negotiated: dict[str, int] | None
+    descriptors: dict[str, int]
+
+
 @runtime_checkable
 class TakesOver(Engine, Protocol):
-    """An engine whose mounts can outlive its processes: callers wait a moment, and get no error."""
+    """An engine whose mounts can outlive its processes: callers wait a moment, and get no error.
+
+    `secure` is set by the caller, and awaited by the engine with what is about to be: before a mount is attached where
+    it can be seen, and before a successor serves. Once it returns, the next daemon could adopt it.
+    """
+
+    secure: Callable[[Running], Awaitable[None]]
 
     def can_take_over(self, running: Running) -> bool:
         """Say whether the mount is still there to be served. Never waits."""
@@ -108,6 +129,18 @@ class TakesOver(Engine, Protocol):
 
         Returns what takes the place of `running`, which has no descriptors any more then. On failure or cancellation
         an AmlmountError says why, the mount is as it was, and this can be tried again.
+        """
+        ...
+
+    def descriptors(self, running: Running) -> dict[str, int]:
+        """Return by kind what has to be kept for a daemon that comes after this one; they stay ours."""
+        ...
+
+    def adopt(self, claim: Claim) -> Running:
+        """Take over from an earlier daemon; the descriptors are ours then. Never waits.
+
+        `exited` is resolved already if the process is gone: then this is for `take_over`. Raises AmlmountError (and
+        leaves the descriptors to the caller) if something is missing.
         """
         ...
 

@@ -7,8 +7,10 @@ import asyncio
 import itertools
 import os
 import signal
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from amlmount.engines.base import ExitReason
 from amlmount.engines.forkserver import ForkServer
 from amlmount.errors import AmlmountError, WaitTimeoutError, from_json
-from amlmount.run import Process, spawn
+from amlmount.run import Process, is_same_process, spawn
 from amlmount.worker.channel import Channel, Message, pair
 from amlmount.worker.orders import ASK, ERROR
 
@@ -37,10 +39,11 @@ class Child:
         self._learning: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[ExitReason] = self._loop.create_future()
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(time.monotonic_ns())  # an earlier daemon's questions have other numbers
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._listening: asyncio.Task[None] | None = None
-        self._loop.add_reader(process.pidfd, self._on_exit)
+        if process.pidfd >= 0:
+            self._loop.add_reader(process.pidfd, self._on_exit)
 
     @classmethod
     def start(cls, name: str, log_path: str | None) -> "Child":
@@ -73,6 +76,30 @@ class Child:
             os.close(log_fd)
             raise
         return cls(process, Channel(ours), log_fd, lambda: server.returncode(process.pid))
+
+    @classmethod
+    def adopt(cls, pid: int, start_time: int, channel_fd: int, log_path: str | None) -> "Child":
+        """Take over a worker that an earlier daemon started; `exited` is resolved if it is gone. Owns `channel_fd`."""
+        sock = socket.socket(fileno=channel_fd)
+        sock.setblocking(False)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            pidfd = -1
+        if pidfd >= 0 and is_same_process(pid, start_time):
+            return cls(Process(pid, pidfd, start_time, ()), Channel(sock), open_log(log_path), _nobody_saw)
+        if pidfd >= 0:
+            os.close(pidfd)
+        gone = cls(Process(pid, -1, start_time, ()), Channel(sock), open_log(log_path), _nobody_saw)
+        gone.exited.set_result(ExitReason(-signal.SIGKILL, gone._log_tail()))
+        gone._channel.close()
+        os.close(gone._log_fd)
+        return gone
+
+    @property
+    def channel_fd(self) -> int:
+        """Our end of what it talks on; another process that has it can go on."""
+        return self._channel.fileno()
 
     async def tell(self, body: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Send a message. Raises AmlmountError if the worker is gone."""
@@ -197,6 +224,11 @@ def _result(answer: dict[str, Any]) -> dict[str, Any]:
         raise from_json(answer["error"])
     result: dict[str, Any] = answer["result"]
     return result
+
+
+async def _nobody_saw() -> int | None:
+    """It is no child of ours, so the kernel does not tell us how it ended."""
+    return None
 
 
 def open_log(path: str | None) -> int:

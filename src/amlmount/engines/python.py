@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,12 +19,13 @@ from amlmount.engines.attaching import (
     detach,
     has_unread,
     is_connected,
+    mount_id_of,
     mount_of,
     open_connection,
     put_in_place,
     take_away,
 )
-from amlmount.engines.base import Running
+from amlmount.engines.base import Claim, Running
 from amlmount.engines.child import Child
 from amlmount.engines.forkserver import ForkServer
 from amlmount.engines.offload import in_thread
@@ -33,12 +35,12 @@ from amlmount.mounts.mountinfo import MountEntry
 from amlmount.mounts.paths import find_mount
 from amlmount.mounts.target import TargetPlan
 from amlmount.worker.attach import SUBTYPE
-from amlmount.worker.estate import Pulse, make_estate
+from amlmount.worker.estate import Pulse, make_estate, owner_of
 from amlmount.worker.orders import EXIT, NEGOTIATED, READY, SERVE, SERVING, StartOrder
 
 ABORTED_GRACE_S = 1.0
 LAST_WORDS_S = 0.5  # for a hung worker to write down where it hangs
-ANSWERS_WITHIN_S = 0.1
+ANSWERS_WITHIN_S, ENDS_WITHIN_S = 0.1, 2.0
 log = logging.getLogger(__name__)
 
 
@@ -72,6 +74,7 @@ class PythonEngine:
         self._forks = forks
         self._children: dict[int, Child] = {}
         self._unread_at: dict[int, int] = {}
+        self.secure: Callable[[Running], Awaitable[None]] = _secure_nothing
 
     async def start(self, spec: MountSpec, *, timeout_s: float) -> Running:
         """See `Engine.start`; a worker that does not answer in `timeout_s` seconds is a WaitTimeoutError."""
@@ -126,16 +129,50 @@ class PythonEngine:
                 async with asyncio.timeout(timeout_s):
                     await child.tell(StartOrder(running.spec, running.negotiated, verbose=self._verbose).to_json())
                     await child.expect(READY)
+                    process = child.process
+                    successor = replace(
+                        running, pid=process.pid, pid_start_time=process.start_time, exited=child.exited
+                    )
+                    self._children[successor.pid] = child
+                    undo.callback(self._children.pop, successor.pid, None)
+                    await self.secure(successor)  # before it serves: two must never serve one mount
                     await child.tell({"op": SERVE}, [running.fuse_fd, running.estate_fd])
                     await child.expect(SERVING)
             except TimeoutError:
                 raise _too_slow(running.spec, timeout_s) from None
             undo.pop_all()
         self._keep(child)
-        process = child.process
-        successor = replace(running, pid=process.pid, pid_start_time=process.start_time, exited=child.exited)
         running.fuse_fd = running.estate_fd = -1
         return successor
+
+    def descriptors(self, running: Running) -> dict[str, int]:
+        """See TakesOver."""
+        child = self._children.get(running.pid)
+        own = {"fuse": running.fuse_fd, "estate": running.estate_fd}
+        return own | ({"channel": child.channel_fd} if child is not None else {})
+
+    def adopt(self, claim: Claim) -> Running:
+        """See TakesOver."""
+        if claim.negotiated is None or not {"fuse", "estate", "channel"} <= claim.descriptors.keys():
+            raise AmlmountError(f"cannot adopt '{claim.spec.name}': not all of its descriptors were kept")
+        fuse_fd, estate_fd, channel_fd = (claim.descriptors[kind] for kind in ("fuse", "estate", "channel"))
+        path = os.path.join(self._log_dir, f"{claim.spec.name}.log") if self._log_dir else None
+        child = Child.adopt(claim.pid, claim.pid_start_time, channel_fd, path)
+        if not child.exited.done():
+            self._keep(child)
+            if owner_of(estate_fd) != claim.pid:  # it was about to serve when its daemon died, and never will
+                child.process.send_signal(signal.SIGKILL)
+        return Running(
+            claim.spec,
+            self.name,
+            claim.pid,
+            claim.pid_start_time,
+            fuse_fd,
+            claim.mount_id,
+            child.exited,
+            estate_fd=estate_fd,
+            negotiated=claim.negotiated,
+        )
 
     def is_hung(self, running: Running) -> bool:
         """See TakesOver: something is unread, and the worker has read nothing since the last time it was so."""
@@ -185,10 +222,17 @@ class PythonEngine:
         await child.tell({"op": SERVE}, [made.fuse_fd, estate_fd, *made.descriptors[1:]])
         negotiated = (await child.expect(NEGOTIATED)).body["negotiated"]
         await child.expect(SERVING)
-        mount_id = await put_in_place(made, beneath=False)
-        return replace(
-            self._running(spec, child, mount_id), fuse_fd=made.fuse_fd, estate_fd=estate_fd, negotiated=negotiated
+        running = replace(
+            self._running(spec, child, mount_id_of(made)),
+            fuse_fd=made.fuse_fd,
+            estate_fd=estate_fd,
+            negotiated=negotiated,
         )
+        self._children[running.pid] = child
+        undo.callback(self._children.pop, running.pid, None)
+        await self.secure(running)
+        await put_in_place(made, beneath=False)
+        return running
 
     async def _bring_up_tied(self, spec: MountSpec, child: Child, undo: AsyncExitStack) -> Running:
         undo.push_async_callback(take_away, spec)
@@ -223,16 +267,25 @@ class PythonEngine:
             raise AmlmountError(f"cannot end worker {running.pid} of '{running.spec.name}': it waits in the kernel")
 
     async def _ended_or_let_go(self, child: Child, running: Running, *, lazy: bool, timeout_s: float) -> bool:
-        """Wait for the end of an unmounted worker; one that reads its requests after a lazy unmount need not end."""
+        """Wait for the end of an unmounted worker. One that reads its requests need not end: files are open after a
+        lazy unmount, or another mount namespace (a container's) has a copy of the mount."""
+        if self._tie:
+            return await child.ended(timeout_s)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        while lazy and not self._tie and loop.time() < deadline:
+        if await child.ended(min(timeout_s, ANSWERS_WITHIN_S if lazy else ENDS_WITHIN_S)):
+            return True
+        while has_unread(running.fuse_fd):
+            if loop.time() > deadline:
+                return False
             if await child.ended(ANSWERS_WITHIN_S):
                 return True
-            if not has_unread(running.fuse_fd):
-                child.let_go()
-                return True
-        return await child.ended(max(0.0, deadline - loop.time()))
+        child.let_go()
+        return True
+
+
+async def _secure_nothing(running: Running) -> None:
+    """Nobody comes after us."""
 
 
 async def _open(spec: MountSpec, undo: AsyncExitStack) -> Connection:

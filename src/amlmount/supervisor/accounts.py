@@ -8,7 +8,7 @@ import asyncio
 import fnmatch
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,7 @@ class AccountSupervisor(Supervisor):
             _cancel(gone)
         self._apply()
 
-    def recover(self) -> None:
+    def recover(self, kept: Mapping[str, int] | None = None) -> None:
         """See Supervisor. Which mounts an account had, the records tell."""
         for record in self._around.records.load():
             name, _, container = record.name.partition("/")
@@ -111,7 +111,7 @@ class AccountSupervisor(Supervisor):
                 account.wanted = True
                 self._follow(account, 0.0)
         self._apply()
-        super().recover()
+        super().recover(kept)
 
     @property
     def needed(self) -> bool:

@@ -40,6 +40,10 @@ class Host(Protocol):
         """End the process and the mount that `record` claims, as far as /proc and the mount table prove the claim."""
         ...
 
+    def has_mount(self, record: MountRecord) -> bool:
+        """Say whether the kernel still has the very mount of `record`; its directories count as ours from then on."""
+        ...
+
     def evidence(self, pid: int) -> dict[str, str]:
         """Return what /proc says of a process that hangs; never waits, never raises."""
         ...
@@ -93,6 +97,17 @@ class KernelHost:
         _end_mount(record)
         if record.pid is not None and record.pid_start_time is not None:
             _end_process(record.pid, record.pid_start_time)
+
+    def has_mount(self, record: MountRecord) -> bool:
+        """See Host."""
+        table = mounts.read_mounts()
+        place = mounts.canonical(record.target, table)
+        found = [entry for entry in table if entry.mount_id == record.mount_id and entry.mount_point == place]
+        if not any(mounts.is_ours(entry) for entry in found):
+            return False
+        with self._lock:
+            self._made.update(record.made.created)
+        return True
 
     def evidence(self, pid: int) -> dict[str, str]:
         """See Host."""

@@ -40,6 +40,7 @@ from amlmount.states import (
     Wanted,
     transition,
 )
+from amlmount.supervisor.adoption import adopt, let_go, record_of, secure
 from amlmount.supervisor.records import MadeTarget, MountRecord, current_boot_id
 from amlmount.supervisor.surroundings import Surroundings, clear_leftover, failure_of
 
@@ -56,17 +57,25 @@ class MountOwner:
     `failure_told`: somebody has been told of the failure in `status`.
     """
 
-    def __init__(self, spec: MountSpec, around: Surroundings, *, leftover: MountRecord | None = None) -> None:
+    def __init__(
+        self,
+        spec: MountSpec,
+        around: Surroundings,
+        *,
+        leftover: MountRecord | None = None,
+        kept: dict[str, int] | None = None,
+    ) -> None:
+        """`leftover` is what an earlier daemon wrote of this mount, `kept` what it put by, by kind (ours now)."""
         self.spec = spec
         self.waiters = 0
         self.started_for_waiters = False
         self.failure_told = False
         self.times_stopped = 0
         self._around = around
-        kept = leftover is not None and leftover.target == spec.target
-        self._made = leftover.made if leftover is not None and kept else NOTHING_MADE
+        self._made = leftover.made if leftover is not None and leftover.target == spec.target else NOTHING_MADE
         self._running: Running | None = None
         self._engine: Engine | None = None
+        self._engine_why = ""
         self._work: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
@@ -74,7 +83,7 @@ class MountOwner:
         self._next_spec: MountSpec | None = None
         self.status = MountStatus(**_facts(spec), mount_made_target=bool(self._made.created))
         if leftover is not None:
-            self._begin(partial(clear_leftover, around, leftover, keep_target=kept))
+            self._begin(partial(self._recover, leftover, kept or {}))
 
     def tell(self, event: Event) -> MountStatus:
         """Apply `event`, set the work that follows from it going, and return the new status."""
@@ -160,18 +169,38 @@ class MountOwner:
 
     # --- start ---------------------------------------------------------------------------------------------------
 
+    async def _recover(self, leftover: MountRecord, kept: dict[str, int]) -> None:
+        """Adopt what an earlier daemon left, or clear it away; whoever wanted it finds it started, or starts it."""
+        adopted = await adopt(self._around, leftover, kept)
+        if adopted is None:
+            keep_target = leftover.target == self.spec.target and self.status.wanted
+            await clear_leftover(self._around, leftover, keep_target=keep_target)
+            self._made = self._made if keep_target else NOTHING_MADE
+            return
+        self._engine, why, running = adopted
+        self._running, self._engine_why = running, why
+        log.info("%s: adopted, with process %d", self.spec.name, running.pid)
+
     async def _start(self) -> None:
         try:
             async with self._around.starts:
-                engine, why = await asyncio.to_thread(self._around.select_engine, self.spec)
-                self.tell(StartBegun(engine.name, why))
-                self._engine, self._running = engine, await self._make_mount(engine)
+                if self._running is None or self._engine is None:
+                    engine, why = await asyncio.to_thread(self._around.select_engine, self.spec)
+                    self.tell(StartBegun(engine.name, why))
+                    self._engine, self._running = engine, await self._make_mount(engine)
+                else:
+                    self.tell(StartBegun(self._engine.name, self._engine_why))
+                    self._set_secure(self._engine, self._made)
         except Exception as error:
             self.tell(StartFailed(failure_of(error, "mount", self.spec.name)))
             return
         self.tell(Started(self._running.pid, made_target=bool(self._made.created)))
         self._watch(self._running)
         self._running.on_stale = partial(self._make_anew, self._running)
+
+    def _set_secure(self, engine: Engine, made: MadeTarget) -> None:
+        if isinstance(engine, TakesOver):
+            engine.secure = partial(secure, self._around, engine, made)
 
     async def _make_mount(self, engine: Engine) -> Running:
         preparing = asyncio.create_task(asyncio.to_thread(self._around.host.prepare_target, self.spec.target))
@@ -180,8 +209,9 @@ class MountOwner:
             made = self._made if self._made.created else made
             self._around.records.save(self._record(engine, made))
             await asyncio.to_thread(self._around.prepare_cache, self.spec)
+            self._set_secure(engine, made)
             running = await engine.start(self.spec, timeout_s=self._around.start_timeout_s)
-            self._around.records.save(_record_of(running, made))
+            self._around.records.save(record_of(running, made))
         except BaseException:
             await self._unmake(preparing)
             raise
@@ -204,6 +234,9 @@ class MountOwner:
     # --- what serves it ends, hangs, is replaced ---------------------------------------------------------------------
 
     def _watch(self, running: Running) -> None:
+        if running.exited.done():  # adopted, and dead already: nobody may take it for served in between
+            self._on_exit(running.exited)
+            return
         running.exited.add_done_callback(self._on_exit)
         self._look_whether_hung(running, 0)
 
@@ -227,7 +260,6 @@ class MountOwner:
             return
         try:
             successor = self._running = await engine.take_over(running, timeout_s=self._around.start_timeout_s)
-            self._around.records.save(_record_of(successor, self._made))
         except Exception as error:
             failure = failure_of(error, "go on with", self.spec.name)
             self.tell(TakeOverFailed(failure, engine.can_take_over(running)))
@@ -263,12 +295,16 @@ class MountOwner:
             if running is not None and self._engine is not None:
                 around = self._around
                 patience_s = around.lazy_stop_timeout_s if lazy else around.stop_timeout_s
+                around.records.save(record_of(running, self._made, is_leaving=True))
                 await self._engine.stop(running, lazy=lazy, timeout_s=patience_s)
             self._running = None
+            await let_go(self._around, self.spec.name)
             await asyncio.to_thread(self._around.host.remove_target, self._made)
             self._made = NOTHING_MADE
             self._around.records.delete(self.spec.name)
         except Exception as error:
+            if running is not None and not running.exited.done():
+                self._around.records.save(record_of(running, self._made))
             self.tell(StopFailed(failure_of(error, "unmount", self.spec.name)))
             if running is not None and running.exited.done():
                 self._on_exit(running.exited)
@@ -283,6 +319,7 @@ class MountOwner:
             return
         try:
             await self._engine.stop(running, lazy=True, timeout_s=self._around.lazy_stop_timeout_s)
+            await let_go(self._around, self.spec.name)
         except Exception as error:
             failure = failure_of(error, "clear away", self.spec.name)
             log.warning("%s: %s", self.spec.name, failure.message)
@@ -291,20 +328,6 @@ class MountOwner:
         if self._next_spec is not None:
             self.spec, self._next_spec = self._next_spec, None
             self.status = replace(self.status, **_facts(self.spec))
-
-
-def _record_of(running: Running, made: MadeTarget) -> MountRecord:
-    spec = running.spec
-    return MountRecord(
-        spec.name,
-        spec.target,
-        running.engine,
-        made,
-        current_boot_id(),
-        running.pid,
-        running.pid_start_time,
-        running.mount_id,
-    )
 
 
 def _facts(spec: MountSpec) -> dict[str, Any]:

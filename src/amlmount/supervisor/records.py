@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,9 @@ class MadeTarget:
 class MountRecord:
     """A mount that is there or about to be. `pid`, `pid_start_time` and `mount_id` are None while it is being made.
 
-    `boot_id` is /proc/sys/kernel/random/boot_id: after a reboot pids and mount ids mean nothing.
+    `boot_id` is /proc/sys/kernel/random/boot_id: after a reboot pids and mount ids mean nothing. `spec` is what is
+    mounted, as data (it holds references to secrets, never secrets), and `negotiated` what a successor of its engine is
+    not told again. `is_leaving`: it was being taken down.
     """
 
     name: str
@@ -35,6 +38,9 @@ class MountRecord:
     pid: int | None = None
     pid_start_time: int | None = None
     mount_id: int | None = None
+    spec: dict[str, Any] | None = None
+    negotiated: dict[str, int] | None = None
+    is_leaving: bool = False
 
 
 def current_boot_id() -> str:
@@ -82,7 +88,7 @@ class RecordStore:
             with open(path) as file:
                 data = json.load(file)
             data["made"] = MadeTarget(tuple(data["made"]["created"]), int(data["made"]["device"]))
-            return MountRecord(**{field.name: data[field.name] for field in fields(MountRecord)})
+            return MountRecord(**{field.name: data[field.name] for field in fields(MountRecord) if field.name in data})
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("removing %s, which is no record of a mount: %s", path, error)
             with contextlib.suppress(OSError):

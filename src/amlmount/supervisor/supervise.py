@@ -6,13 +6,14 @@ Contract: everything runs in the event loop's thread; concurrent calls are welco
 import asyncio
 import difflib
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from amlmount.config.spec import MountSpec
 from amlmount.errors import NotFoundError
 from amlmount.states import COMING, SERVING, Failure, MountState, MountStatus, Outcome, Plan, Unwanted, Wanted
+from amlmount.supervisor.adoption import close, grouped, let_go, spec_in
 from amlmount.supervisor.owner import MountOwner
 from amlmount.supervisor.planning import plan_for
 from amlmount.supervisor.surroundings import Surroundings, clear_leftover
@@ -42,18 +43,32 @@ class Supervisor:
                 self._owners[name] = MountOwner(spec, self._around)
         self._drop_forgotten()
 
-    def recover(self) -> None:
-        """Begin to deal with what a killed daemon left: end it, and mount again what is still in the configuration."""
+    def recover(self, kept: Mapping[str, int] | None = None) -> None:
+        """Begin to deal with what an earlier daemon left: adopt it, or clear it away and mount what is wanted again.
+
+        `kept` are the descriptors it put by, by name; they are ours.
+        """
+        groups = grouped(kept or {})
         for record in self._around.records.load():
-            spec = self._specs.get(record.name)
-            # Adoption goes here: an engine that is proven alive is handed to its owner instead of being ended.
+            descriptors, spec = groups.pop(record.name, {}), self._specs.get(record.name)
+            mounted = spec_in(record) or spec
+            if mounted is None or record.is_leaving:
+                close(descriptors.values())
+                self._do(clear_leftover(self._around, record, keep_target=False))
+                continue
+            owner = MountOwner(mounted, self._around, leftover=record, kept=descriptors)
+            self._owners[record.name] = owner
+            owner.tell(Wanted())
             if spec is not None:
-                self._owners[record.name] = MountOwner(spec, self._around, leftover=record)
-                self._owners[record.name].tell(Wanted())
-            else:
-                chore = asyncio.create_task(clear_leftover(self._around, record, keep_target=False))
-                self._chores.add(chore)
-                chore.add_done_callback(self._chores.discard)
+                owner.offer(spec)
+        for name, descriptors in groups.items():
+            close(descriptors.values())
+            self._do(let_go(self._around, name))
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        chore = asyncio.create_task(work)
+        self._chores.add(chore)
+        chore.add_done_callback(self._chores.discard)
 
     def status(self, names: Sequence[str] | None = None) -> list[MountStatus]:
         """Return the status of the named mounts, or of all. Raises NotFoundError."""
@@ -214,7 +229,7 @@ async def _within(
 async def _wait_until_up(owner: MountOwner) -> Failure | None:
     while True:
         status = owner.status
-        if status.state in SERVING:
+        if status.state in SERVING and not status.is_orphaned:
             return None
         if status.state is MountState.FAILED:
             return status.last_error or Failure("failed", f"cannot mount '{status.name}'")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from amlmount.config.spec import MountSpec
+from amlmount.descriptors import DescriptorStore, NoStore
 from amlmount.engines.base import Engine
 from amlmount.errors import AmlmountError
 from amlmount.states import Failure, MountStatus, Now, RestartPolicy
@@ -36,6 +37,7 @@ class Surroundings:
     select_engine: Callable[[MountSpec], tuple[Engine, str]]
     host: Host
     records: RecordStore
+    descriptors: DescriptorStore = field(default_factory=NoStore)
     on_change: Callable[[MountStatus], None] = lambda _: None
     prepare_cache: Callable[[MountSpec], None] = lambda _: None
     policy: RestartPolicy = field(default_factory=RestartPolicy)

@@ -5,12 +5,15 @@ the handles; the slots of requests (`fuse.buffers`); the journal (`vfs.successio
 is sparse: what was never written to takes no memory.
 """
 
+import fcntl
 import logging
 import mmap
 import os
 import struct
+import time
 from collections.abc import Iterable, Iterator
 
+from amlmount.errors import MountFailedError
 from amlmount.fuse.buffers import SlotBuffers
 from amlmount.fuse.negotiate import Feature, Negotiated, Offer
 from amlmount.fuse.notify import Notifier
@@ -24,6 +27,9 @@ _HEADER = struct.Struct("<8sQ")  # magic, format
 _PULSE_AT = 16
 _JOURNAL = struct.Struct("<QQ")  # start, length in bytes
 _JOURNAL_AT = 32
+_OWNER = struct.Struct("<Q")
+_OWNER_AT = 48
+PATIENCE_S = 5.0
 _RECORD = struct.Struct("<I")
 PAGE_BYTES = 4096
 HANDLES_AT, SLOTS_AT, JOURNAL_AT = 1 << 20, 16 << 20, 256 << 20
@@ -37,6 +43,11 @@ def make_estate() -> int:
     os.pwrite(fd, _HEADER.pack(_MAGIC, FORMAT), 0)
     os.pwrite(fd, _JOURNAL.pack(JOURNAL_AT, 0), _JOURNAL_AT)
     return fd
+
+
+def owner_of(fd: int) -> int:
+    """Return the process that serves with the estate behind `fd`, or did last; 0: none has yet."""
+    return int(_OWNER.unpack(os.pread(fd, _OWNER.size, _OWNER_AT))[0])
 
 
 class Pulse:
@@ -57,8 +68,10 @@ class Estate:
     """An estate as the worker sees it that owns it now. Not `is_readable`: another version made it, or it was void."""
 
     def __init__(self, fd: int) -> None:
-        """Take over `fd`."""
+        """Take over `fd`. Raises MountFailedError if another process serves with it still."""
+        self._lock = _lock(fd)
         self._map = mmap.mmap(fd, JOURNAL_AT)
+        _OWNER.pack_into(self._map, _OWNER_AT, os.getpid())
         magic, made_by = _HEADER.unpack_from(self._map, 0)
         self.is_readable = (magic, made_by) == (_MAGIC, FORMAT)
         if not self.is_readable:
@@ -69,6 +82,20 @@ class Estate:
         self.handles = view[HANDLES_AT:SLOTS_AT]
         self.slots = view[SLOTS_AT:JOURNAL_AT]
         self.journal = FileJournal(fd, self._map)
+
+
+def _lock(fd: int) -> int:
+    """Return a descriptor of our own that holds the lock until this process ends, however it ends."""
+    own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return own
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise MountFailedError("cannot serve the mount: another worker still does") from None
+            time.sleep(0.01)
 
 
 def take_possession(

@@ -1,0 +1,37 @@
+"""Readers with a content oracle (benchmarks/oracle.py), in a process of their own: whoever kills holds no mount."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ORACLE = str(Path(__file__).parents[1] / "benchmarks" / "oracle.py")
+
+
+class Readers:
+    """Read until `tally` is asked for."""
+
+    def __init__(self, source: str, mount: str, threads: int = 3) -> None:
+        pipe = subprocess.PIPE
+        argv = [sys.executable, ORACLE, source, mount, str(threads), "1"]
+        self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe)
+
+    def wait_until_ready(self) -> None:
+        """Return once all of them have their files open."""
+        assert self._process.stdout
+        assert self._process.stdout.readline() == b"ready\n"
+
+    def tally(self) -> dict[str, Any]:
+        """End them and return what they saw: `oracle.Tally`."""
+        out, _ = self._process.communicate(timeout=30)
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    def kill(self) -> None:
+        """End them, whatever they are at."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                stream.close()
