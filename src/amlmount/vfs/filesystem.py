@@ -260,6 +260,11 @@ class BlobFileSystem:
         tops = [self._root, *self._root.children.values()] if self._root.source is None else [self._root]
         return [(top.source, top) for top in tops if isinstance(top, DirectoryNode) and top.source]
 
+    def warm_up(self) -> None:
+        """Have the stores get ready to be read, so that the first reader does not wait for that."""
+        for source in self._sources:
+            getattr(source.store, "warm_up", lambda: None)()
+
     def leave_to(self, journal: Journal) -> None:
         """Write down, from now on, what a process that takes this one's place must know; the past goes in first."""
         with self._lock:

@@ -123,6 +123,8 @@ class Worker:
         widen_read_ahead(about.st_dev, KERNEL_READ_AHEAD_BYTES)
         log.info("serving %s", self._spec.target)
         self._tell({"op": SERVING})
+        if self._files:
+            self._files.warm_up()
 
     def _ask(self, body: dict[str, object]) -> None:
         (self._controls or Controls(self._tell, {})).ask(body)

@@ -3,6 +3,7 @@
 It is the fast way only: whatever goes wrong, it answers None, and the careful client asks again and finds out why.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -54,6 +55,12 @@ class BulkReader:
             if type(error).__name__ == "PanicException":  # a defect in the Rust code, not the end of this process
                 return None
             raise
+
+    def warm_up(self) -> None:
+        """Build the client; what goes wrong is found again by the first read."""
+        if not _state["is_forbidden"]:
+            with contextlib.suppress(Exception):
+                self._opened()
 
     def _opened(self) -> "ObstoreAzure":
         authorizer, built = self._authorizer(), self._built
