@@ -81,6 +81,7 @@ class MountSpec(Frozen):
     `containers`: it is a whole account; each container becomes a mount of its own, `NAME/CONTAINER`.
     `cache_dir`: None = nothing is kept on disk; `cache_max_bytes`: what it may take before the daemon says otherwise.
     `cache_is_ephemeral`: that disk is emptied when the machine stops. `cache_note`: places passed over, and why.
+    `state_dir`: of a writable mount, where what was promised lies until the store has it; on a lasting disk.
     """
 
     name: str
@@ -97,6 +98,7 @@ class MountSpec(Frozen):
     cache_max_bytes: int | None = None
     cache_is_ephemeral: bool = False
     cache_note: str = ""
+    state_dir: str | None = None
     refresh_interval_s: float | None = None
     durability: Durability = "store"
     upload_timeout_s: float = 300.0

@@ -29,6 +29,13 @@ def open_filesystem(
     `stores` by store name take the place of those the definitions describe. `clock` counts seconds.
     Raises ConfigError for sources that cannot stand in one tree.
     """
+    sources = sources_of(spec, stores)
+    content = content_for(spec, [source.store for _, source in sources])
+    return BlobFileSystem(sources, spec.policy, clock=clock, open_content=content)
+
+
+def sources_of(spec: MountSpec, stores: Mapping[str, ObjectStore] | None = None) -> list[tuple[bytes | None, Source]]:
+    """Return the sources of a mount, opened, with the name each appears under. Raises ConfigError."""
     opened: dict[str, ObjectStore] = dict(stores or {})
     sources = []
     for index, source in enumerate(spec.sources):
@@ -41,10 +48,11 @@ def open_filesystem(
             f"cannot mount {spec.name!r}: {len(names)} sources without a directory name for each",
             hint="several sources need different names; one source may do without",
         )
-    return BlobFileSystem(sources, spec.policy, clock=clock, open_content=_content_for(spec, opened.values()))
+    return sources
 
 
-def _content_for(spec: MountSpec, stores: Iterable[ObjectStore]) -> OpenContent | None:
+def content_for(spec: MountSpec, stores: Iterable[ObjectStore]) -> OpenContent | None:
+    """Return what reads from the stores of a mount, None if all of them are local."""
     if all(store.is_local for store in stores):
         return None
     return partial(open_reader, spec)

@@ -38,6 +38,15 @@ class Disk:
         """Return what is in a directory."""
         return sorted(os.listdir(self.path(directory)))
 
+    def measure(self, name: str) -> tuple[int, int]:
+        """Return the length of a file and when it was written to last, in nanoseconds since the epoch."""
+        found = os.stat(self.path(name))
+        return found.st_size, found.st_mtime_ns
+
+    def close(self, fd: int) -> None:
+        """Close a file; what was not synced is written by the kernel as it sees fit."""
+        os.close(fd)
+
     def open(self, name: str, *, create: bool = False) -> int:
         """Open a file for reading and writing; a new one lasts only once its directory was synced."""
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)

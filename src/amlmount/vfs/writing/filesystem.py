@@ -367,6 +367,8 @@ class WritableFileSystem(LiveTree):
             parent = self._tree.nodes.get(file.parent_id)
             if not file.is_unlinked and isinstance(parent, DirectoryNode) and self._tree.is_current(file):
                 self.own.note(parent, file.name, file, self._clock())
+            elif not file.parent_id:
+                self.own.touch(file, self._clock())
         if file.is_displaced:
             self._expire(file.parent_id)
         elif not file.opens:

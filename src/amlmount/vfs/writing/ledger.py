@@ -198,10 +198,17 @@ class Ledger:
         self._deletions.pop(deletion.number, None)
         self.journal.append(DELETED, id=deletion.number)
 
+    def start_over(self) -> None:
+        """Begin the journal anew after a recovery: deletions of the past are done."""
+        self._deletions.clear()
+        self._rewrite()
+
     def tidy(self) -> None:
         """Begin the journal anew with what still matters, if most of it does not. Called with no lock held."""
-        if not self.journal.wants_rewrite:
-            return
+        if self.journal.wants_rewrite:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
         with contextlib.ExitStack() as locks:
             files = sorted(self.files.values(), key=lambda file: file.state.id)
             for file in files:
@@ -212,6 +219,8 @@ class Ledger:
             self.journal.rewrite(lambda: self._present(files))
 
     def _make_data_last(self, promise: State) -> None:
+        if not self.disk.exists(promise.data_name):
+            return  # nothing was ever written into it
         fd = self.disk.open(promise.data_name)
         try:
             self.disk.sync(fd)

@@ -74,6 +74,8 @@ class LiveTree(BlobFileSystem):
         """
         if isinstance(node, LiveFile):
             self._refuse_displaced(node)
+            if node.state.id not in self.ledger.files and not node.is_unlinked:
+                raise OSError(errno.ESTALE, "an ordinary inode has its name by now")
             if is_emptied or node.is_dirty or node.opens or node.is_unlinked:
                 return node
         present = None if is_emptied else self._look(node)
@@ -143,6 +145,8 @@ class LiveTree(BlobFileSystem):
                 parent = self._tree.nodes.get(file.parent_id)
                 if isinstance(parent, DirectoryNode) and self._tree.is_current(file):
                     self._make_ordinary(parent, file)
+                else:
+                    self.own.drop(file)
                 self._tree.nodes.pop(file.node_id, None)
             file.drop_data()
             self.ledger.gone(file)
@@ -232,6 +236,31 @@ class LiveTree(BlobFileSystem):
         """Write down what a process that takes over must know of a changed directory. Needs the tree lock."""
         if self._succession is not None:
             self._succession.changed(directory, list(came), list(went))
+
+    # What a recovery needs
+
+    def tops(self) -> list[tuple[Source, DirectoryNode]]:
+        """Return every source and the directory that is its top."""
+        return self._tops()
+
+    def known(self, node_id: int) -> Node | None:
+        """Return an inode that the kernel may know."""
+        return self._tree.nodes.get(node_id)
+
+    def put_in_place(self, node: FileNode, file: LiveFile) -> None:
+        """Let a live file that goes on be the inode that an inherited one stands for."""
+        with self._lock:
+            self._tree.replace(node, file)
+            parent = self._tree.nodes.get(file.parent_id)
+            if isinstance(parent, DirectoryNode) and self._tree.is_current(file):
+                self.own.note(parent, file.name, file, self._clock())
+        self.ledger.files[file.state.id] = file
+
+    def expect(self, source: Source, path: str, file: LiveFile) -> None:
+        """Show a file that goes into the store under this path, once its directory is listed."""
+        with self._lock:
+            self.own.expect(source, path, file.name, file)
+        self.ledger.files[file.state.id] = file
 
     # One name at a time
 

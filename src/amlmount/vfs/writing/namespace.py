@@ -72,6 +72,7 @@ class Namespace:
         file.opens = 1
         with file.lock:
             files.put_child(directory, file)
+            state.node_id = file.node_id
             files.ledger.enter(file)
         return file
 

@@ -36,6 +36,19 @@ class OwnChanges:
         """Note a file that nobody has looked for yet: it is there when its directory is listed."""
         self._of(source, path)[name] = Own(node, float("-inf"))
 
+    def touch(self, node: Node, at: float) -> None:
+        """Note that what some name leads to was changed just now."""
+        for changes in self._changes.values():
+            for own in changes.values():
+                if own.node is node:
+                    own.at = at
+
+    def drop(self, node: Node) -> None:
+        """Forget that a name leads to a node: a listing will say so."""
+        for changes in self._changes.values():
+            for name in [name for name, own in changes.items() if own.node is node]:
+                del changes[name]
+
     def replace(self, directory: DirectoryNode, old: Node, new: Node) -> None:
         """Let what is noted of a node hold for another one."""
         if (own := self.of(directory).get(old.name)) is not None and own.node is old:

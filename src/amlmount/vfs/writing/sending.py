@@ -81,6 +81,10 @@ class Snapshot:
         """Tell whether a blob is this content, by what it says or by looking."""
         if WRITE_ID in info.metadata:
             return info.metadata[WRITE_ID] == self.write_id
+        return self.is_same(info)
+
+    def is_same(self, info: ObjectInfo) -> bool:
+        """Compare the bytes of a blob with this content."""
         if info.size_bytes != self.size_bytes:
             return False
         for start in range(0, self.size_bytes, _COMPARE_BYTES):

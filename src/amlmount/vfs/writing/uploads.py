@@ -18,6 +18,7 @@ from amlmount.vfs.writing.sending import ConflictError, Sender
 
 INLINE_BYTES = 64 << 10
 THREADS = 4
+CLOSE_S = 4.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 REFUSED_PAUSE_S = 20.0
 LOUDER_AFTER_S = (60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0)
@@ -115,11 +116,14 @@ class Uploads:
             self._queue = [(0.0, order, file) for _, order, file in self._queue]
             self._wanted.notify_all()
 
-    def close(self) -> None:
-        """Begin no further attempt; those under way end by themselves."""
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Begin no further attempt, and wait for those under way, `timeout_s` seconds at most."""
         with self._wanted:
             self._is_closed = True
             self._wanted.notify_all()
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
         while (file := self._next()) is not None:
