@@ -187,7 +187,7 @@ def test_what_blobfuse2_cannot_do_is_refused(
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         render(make_spec(tmp_path, mount, store))
-    assert says in caught.value.message and caught.value.message.startswith("cannot ")
+    assert says in f"{caught.value.message} ({caught.value.hint})" and caught.value.message.startswith("cannot ")
     assert not any(secret in caught.value.message for secret in SECRETS.values())
 
 

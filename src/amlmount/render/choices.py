@@ -62,7 +62,7 @@ def choose(spec: MountSpec, limits: Limits, *, cache_dir: str, log_path: str | N
         "logging": _logging(log_path),
         "libfuse": _libfuse(spec, cache),
         cache: _CACHES[cache](spec, limits, cache_dir),
-        "attr_cache": _attr_cache(spec),
+        "attr_cache": _attr_cache(spec, cache),
     }
     return made | ({"default-working-dir": work_dir} if work_dir else {})
 
@@ -154,8 +154,11 @@ def _seconds(timeout_s: float, longest_s: int) -> int:
     return int(min(max(timeout_s, 0), longest_s))
 
 
-def _attr_cache(spec: MountSpec) -> Sections:
-    timeout_s = choose_times(spec.policy).attr_cache_s
+def _attr_cache(spec: MountSpec, cache: str) -> Sections:
+    # file_cache writes the size and time of its copy into attr_cache's own entry, and downloads by that entry: a
+    # replaced blob of which a copy is in use is never seen, for as long as it is in use (seen with 2.5.6).
+    believes_copies = cache == "file_cache" and not spec.policy.pinned
+    timeout_s = 0 if believes_copies else choose_times(spec.policy).attr_cache_s
     return {"timeout-sec": timeout_s, "no-symlinks": False, "max-size-mb": ATTR_CACHE_MB}
 
 
