@@ -108,7 +108,8 @@ own, called as its store (or `name`). A last `/**` or `/**/*`, as Azure ML write
 
 CONTAINERS = """
 `{store: NAME, containers: {...}}`, with a store that has no container of its own, mounts every container of the
-account that passes the filter, each as a directory:
+account that passes the filter, each as a directory and a mount of its own, `NAME/CONTAINER`. With `watch: 5m` beside
+`containers`, new and vanished containers are looked for that often; left out: at `up` only.
 """
 
 UNSAID = """
