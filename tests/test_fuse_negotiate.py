@@ -37,7 +37,7 @@ def test_direct_io_needs_its_opens() -> None:
 @given(st.integers(0, EVERYTHING), st.integers(31, 99), st.integers(0, 2**32 - 1))
 def test_never_more_than_the_kernel_offers(flags: int, minor: int, readahead: int) -> None:
     for rules in PROFILES.values():
-        result = negotiate(kernel(minor, flags, readahead), offer_for(rules, minor_cap=45))
+        result = negotiate(kernel(minor, flags, readahead), offer_for(rules, cap=45))
         assert int(result.features) & ~flags == 0
         assert result.minor <= min(minor, 45) and result.max_readahead_bytes <= readahead
         assert bool(result.max_pages) == (Feature.MAX_PAGES in result.features)
@@ -66,7 +66,7 @@ def test_a_cap_gives_what_an_old_kernel_has(monkeypatch: pytest.MonkeyPatch) -> 
     result = negotiate(kernel(), offer)
     assert result.minor == 34 and int(result.features) >> 30 == 0
     assert Feature.NO_OPEN_SUPPORT in result.features and Feature.DO_READDIRPLUS in result.features
-    assert offer == offer_for(PROFILES["epochs"], minor_cap=34)
+    assert offer == offer_for(PROFILES["epochs"], cap=34)
 
 
 @pytest.mark.parametrize("text", ["7.34", "30", "-1", "new"])

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from amlmount.errors import AmlmountError, DaemonUnreachableError, from_json
-from amlmount.states import MountStatus, Outcome, Refreshed
+from amlmount.states import Change, MountStatus, Outcome, Refreshed
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0
@@ -78,6 +78,35 @@ class DaemonClient:
         """Return a mount's answer about its cache (`worker.caching`, `worker.known_files`)."""
         body = {"name": name, "what": what, "how": how, "timeout_s": timeout_s}
         return self._call("POST", "/v1/cache", body, timeout_s + ANSWER_TIMEOUT_S)
+
+    def changes(self) -> list[Change]:
+        """Return what `reload` would do; the configuration is read again for that."""
+        answer = self._call("POST", "/v1/reload", {"dry_run": True})
+        return [Change.from_json(change) for change in answer["changes"]]
+
+    def reload(self, *, timeout_s: float, sudo_uid: int | None = None, progress: Progress = lambda _: None) -> Outcome:
+        """Make what is mounted as the configuration says; `progress` as in `up`."""
+        body = {"timeout_s": timeout_s, "sudo_uid": sudo_uid}
+        return self._follow("/v1/reload", body, timeout_s + ANSWER_TIMEOUT_S, progress)
+
+    def restart(
+        self,
+        names: Sequence[str] | None,
+        *,
+        timeout_s: float,
+        sudo_uid: int | None = None,
+        progress: Progress = lambda _: None,
+    ) -> Outcome:
+        """Put new mounts in the place of these (None: of all that are up); `progress` as in `up`."""
+        body = {"names": names, "timeout_s": timeout_s, "sudo_uid": sudo_uid}
+        return self._follow("/v1/restart", body, timeout_s + ANSWER_TIMEOUT_S, progress)
+
+    def hand_over(self) -> int:
+        """Have the daemon end with everything left mounted, and return its pid once it has gone."""
+        with self._exchange("POST", "/v1/handover", {}, ANSWER_TIMEOUT_S) as (connection, response):
+            response.read()
+        wait_until_gone(connection.peer_pid)
+        return connection.peer_pid
 
     def shut_down(self) -> None:
         """Ask the daemon to take everything down and end; returns at once."""

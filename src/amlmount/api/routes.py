@@ -58,6 +58,10 @@ class Service(Protocol):
         """Begin to take everything down and end."""
         ...
 
+    def hand_over(self) -> None:
+        """Begin to end and leave everything mounted, for the daemon that comes next."""
+        ...
+
 
 SERVICE: "web.AppKey[Service]" = web.AppKey("service")
 
@@ -75,6 +79,13 @@ class UpRequest(_Request):
     """Body of `up`; `names` null means all."""
 
     wait: bool = True
+    dry_run: bool = False
+    sudo_uid: int | None = Field(default=None, ge=0)
+
+
+class ReloadRequest(_Request):
+    """Body of `reload` and `restart`; `names` null means all that are up."""
+
     dry_run: bool = False
     sudo_uid: int | None = Field(default=None, ge=0)
 
@@ -112,6 +123,9 @@ def make_app(service: Service) -> web.Application:
             web.post("/v1/down", _down),
             web.post("/v1/refresh", _refresh),
             web.post("/v1/cache", _cache),
+            web.post("/v1/reload", _reload),
+            web.post("/v1/restart", _restart),
+            web.post("/v1/handover", _handover),
             web.post("/v1/shutdown", _shutdown),
         ]
     )
@@ -157,6 +171,36 @@ async def _down(request: web.Request) -> web.StreamResponse:
                 body.names, lazy=body.lazy, timeout_s=body.timeout_s, progress=progress
             ),
         )
+
+
+async def _reload(request: web.Request) -> web.StreamResponse:
+    service, body = request.app[SERVICE], await _read_body(request, ReloadRequest)
+    with service.busy():
+        service.accept()
+        service.refresh(body.sudo_uid)
+        if body.dry_run:
+            changes = await service.supervisor.changes()
+            return web.json_response({"changes": [change.to_json() for change in changes]})
+        return await _stream(
+            request, lambda progress: service.supervisor.reload(timeout_s=body.timeout_s, progress=progress)
+        )
+
+
+async def _restart(request: web.Request) -> web.StreamResponse:
+    service, body = request.app[SERVICE], await _read_body(request, ReloadRequest)
+    with service.busy():
+        service.accept()
+        service.refresh(body.sudo_uid)
+        service.supervisor.status(body.names)
+        return await _stream(
+            request,
+            lambda progress: service.supervisor.restart(body.names, timeout_s=body.timeout_s, progress=progress),
+        )
+
+
+async def _handover(request: web.Request) -> web.Response:
+    request.app[SERVICE].hand_over()
+    return web.json_response({"ending": True})
 
 
 async def _refresh(request: web.Request) -> web.Response:

@@ -13,6 +13,7 @@ import typer
 
 from amlmount.cli import (
     cache_commands,
+    change_commands,
     config_commands,
     daemon_commands,
     doctor_commands,
@@ -79,6 +80,8 @@ def root(
 app.command()(mount_commands.up)
 app.command()(mount_commands.down)
 app.command()(mount_commands.ps)
+app.command()(change_commands.reload)
+app.command()(change_commands.restart)
 app.command()(refresh_command.refresh)
 app.command()(daemon_commands.daemon)
 app.command()(daemon_commands.completion)

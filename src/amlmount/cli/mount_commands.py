@@ -101,11 +101,9 @@ def _up(ctx: typer.Context, names: list[str] | None, wait: bool, timeout_s: floa
     talk = console(ctx)
     for _ in range(launch.MAX_STARTS):
         client = launch.find_or_start_daemon(ctx)
-        steps = _Steps(talk)
+        steps = Steps(talk)
         try:
-            outcome = client.up(
-                names or None, wait=wait, timeout_s=timeout_s, sudo_uid=_sudo_uid(), progress=steps.tell
-            )
+            outcome = client.up(names or None, wait=wait, timeout_s=timeout_s, sudo_uid=sudo_uid(), progress=steps.tell)
         except DaemonUnreachableError as error:
             if not error.details.get("unheard"):
                 raise
@@ -122,7 +120,7 @@ def _up(ctx: typer.Context, names: list[str] | None, wait: bool, timeout_s: floa
     raise DaemonUnreachableError("cannot keep a daemon running: each ends at once", hint="see daemon.log")
 
 
-class _Steps:
+class Steps:
     """Says what happens to each mount, every thing once."""
 
     def __init__(self, talk: Console) -> None:
@@ -168,7 +166,8 @@ def _wait_until_settled(client: "DaemonClient") -> None:
         return
 
 
-def _sudo_uid() -> int | None:
+def sudo_uid() -> int | None:
+    """Return who ran sudo, None if nobody did."""
     value = os.environ.get("SUDO_UID", "")
     return int(value) if value.isdigit() else None
 
@@ -210,7 +209,7 @@ def _down(ctx: typer.Context, names: list[str] | None, lazy: bool, timeout_s: fl
     talk = console(ctx)
     if launch.find_daemon(ctx) is None and launch.has_leftovers(locations(ctx)):
         launch.find_or_start_daemon(ctx)  # it knows how to clear away what a killed daemon left
-    steps = _Steps(talk)
+    steps = Steps(talk)
     outcome = launch.ask(ctx, lambda client: client.down(names, lazy=lazy, timeout_s=timeout_s, progress=steps.tell))
     if outcome is None:
         talk.note("nothing is mounted: no daemon runs")

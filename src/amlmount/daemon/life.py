@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ PREDECESSOR_PATIENCE_S = 15.0  # one that is ending may have mounts to take down
 IDLE_AT_START_S = 10.0  # whoever started us has this long to say what for
 IDLE_S = 0.2
 CLOSE_TIMEOUT_S = 30.0
+RELOAD_TIMEOUT_S = 300.0
+RESTART_ME = 75  # EX_TEMPFAIL: our unit has systemd start the next one at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,10 @@ def main(options: Options) -> None:
             return
         path = process.log_path(str(options.locations.state_dir)) if options.auto else None
         process.start_logging(path, verbose=options.verbose)
-        asyncio.run(_Daemon(options).run(ready))
+        daemon = _Daemon(options)
+        asyncio.run(daemon.run(ready))
+        if daemon.is_handing_over and not options.auto:
+            sys.exit(RESTART_ME)
     except AmlmountError as error:
         ready.tell({"error": error.to_json()})
         raise
@@ -144,6 +150,8 @@ class _Daemon:
         self._server = ApiServer(self, str(options.locations.socket))
         self._requests = 0
         self._ending = asyncio.Event()
+        self.is_handing_over = False
+        self._reloads: asyncio.Task[None] | None = None
         self._idle_check: asyncio.TimerHandle | None = None
 
     async def run(self, ready: process.ReadyPipe) -> None:
@@ -156,7 +164,7 @@ class _Daemon:
             self.supervisor.recover(self._store.recall())
             undo.push_async_callback(self._server.close)
             await self._server.open()
-            undo.push_async_callback(self.supervisor.close, timeout_s=CLOSE_TIMEOUT_S)
+            undo.push_async_callback(self._close_mounts)
             for watcher in (RefreshTimer(self.supervisor), self._caches):
                 self.supervisor.listen(watcher.on_change)
                 undo.callback(watcher.close)
@@ -216,11 +224,23 @@ class _Daemon:
         """See Service."""
         self._ending.set()
 
+    def hand_over(self) -> None:
+        """See Service."""
+        self.is_handing_over = True
+        self._ending.set()
+
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _specs(self, config: Config) -> list[MountSpec]:
         specs = _resolve(self._options, config, self._sudo_uid)
         return assign_caches(specs, config.cache, self._options.locations)
+
+    async def _close_mounts(self) -> None:
+        if self.is_handing_over:
+            log.info("leaving everything mounted for the next daemon")
+            await self.supervisor.leave(timeout_s=CLOSE_TIMEOUT_S)
+        else:
+            await self.supervisor.close(timeout_s=CLOSE_TIMEOUT_S)
 
     @property
     def _socket(self) -> str:
@@ -230,13 +250,23 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.shut_down)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
+        loop.add_signal_handler(signal.SIGUSR2, self.hand_over)
 
-    def _reload(self) -> None:
+    def _begin_reload(self) -> None:
+        self._reloads = asyncio.create_task(self._reload(self._reloads), name="reload")
+
+    async def _reload(self, before: "asyncio.Task[None] | None") -> None:
+        if before is not None and not before.done():
+            await asyncio.wait({before})
         notify("RELOADING=1")
         try:
             self.refresh(None)
-            log.info("configuration read again")
+            with self.busy():
+                outcome = await self.supervisor.reload(timeout_s=RELOAD_TIMEOUT_S)
+            for failure in outcome.errors.values():
+                log.error("%s", failure.message)
+            log.info("configuration read again: %d mounts changed", len(outcome.mounts) - len(outcome.errors))
         except AmlmountError as error:
             log.error("%s; going on with the old configuration", error.message)
         notify("READY=1")

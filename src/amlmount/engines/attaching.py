@@ -16,6 +16,7 @@ from amlmount.config.spec import MountSpec
 from amlmount.engines.base import Running
 from amlmount.engines.offload import in_thread
 from amlmount.errors import AmlmountError, BusyError, MountFailedError, NotFoundError
+from amlmount.fuse.negotiate import minor_cap
 from amlmount.mounts import connection
 from amlmount.mounts.detached import attach as attach_detached
 from amlmount.mounts.detached import open_detached
@@ -26,6 +27,7 @@ from amlmount.mounts.syscalls import MNT_DETACH, has_sys_admin, umount2
 from amlmount.worker.attach import SUBTYPE, attach
 
 UNDO_TIMEOUT_S = 5.0
+BENEATH_SINCE, BENEATH_SINCE_MINOR = (6, 5), 38  # MOVE_MOUNT_BENEATH: Linux, and the FUSE protocol it came with
 log = logging.getLogger(__name__)
 
 
@@ -87,6 +89,16 @@ async def put_in_place(made: Connection, *, beneath: bool) -> None:
         raise
     os.close(made.mount_fd)
     made.mount_fd = -1
+
+
+def why_not_beneath() -> str | None:
+    """Say why a mount cannot be slipped beneath another on this machine, None if it can."""
+    if not has_sys_admin():
+        return "only root can slip a mount beneath another"
+    release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+    if release < BENEATH_SINCE or minor_cap() < BENEATH_SINCE_MINOR:
+        return "slipping a mount beneath another needs Linux 6.5"
+    return None
 
 
 def mount_of(running: Running) -> MountEntry | None:

@@ -147,3 +147,16 @@ class TakesOver(Engine, Protocol):
     def is_hung(self, running: Running) -> bool:
         """Say whether requests lie unread since the last time this was asked. Never waits."""
         ...
+
+
+@runtime_checkable
+class Replaces(TakesOver, Protocol):
+    """An engine whose mounts can take the place of others without a moment in which there is none."""
+
+    def why_not_beneath(self) -> str | None:
+        """Say why a mount cannot be slipped beneath another on this machine, None if it can."""
+        ...
+
+    async def start_beneath(self, spec: MountSpec, *, timeout_s: float) -> Running:
+        """As `start`, but beneath what is mounted at the target: it shows when that is taken away."""
+        ...

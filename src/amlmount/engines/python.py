@@ -24,6 +24,7 @@ from amlmount.engines.attaching import (
     open_connection,
     put_in_place,
     take_away,
+    why_not_beneath,
 )
 from amlmount.engines.base import Claim, Running
 from amlmount.engines.child import Child
@@ -78,11 +79,22 @@ class PythonEngine:
 
     async def start(self, spec: MountSpec, *, timeout_s: float) -> Running:
         """See `Engine.start`; a worker that does not answer in `timeout_s` seconds is a WaitTimeoutError."""
+        return await self._start(spec, beneath=False, timeout_s=timeout_s)
+
+    def why_not_beneath(self) -> str | None:
+        """See Replaces."""
+        return why_not_beneath()
+
+    async def start_beneath(self, spec: MountSpec, *, timeout_s: float) -> Running:
+        """See Replaces."""
+        return await self._start(spec, beneath=True, timeout_s=timeout_s)
+
+    async def _start(self, spec: MountSpec, *, beneath: bool, timeout_s: float) -> Running:
         async with AsyncExitStack() as undo:
             child = await self._start_child(spec, undo)
             try:
                 async with asyncio.timeout(timeout_s):
-                    running = await self._bring_up(spec, child, undo)
+                    running = await self._bring_up(spec, child, undo, beneath=beneath)
             except TimeoutError:
                 raise _too_slow(spec, timeout_s) from None
             undo.pop_all()
@@ -211,7 +223,7 @@ class PythonEngine:
 
         child.exited.add_done_callback(forget)
 
-    async def _bring_up(self, spec: MountSpec, child: Child, undo: AsyncExitStack) -> Running:
+    async def _bring_up(self, spec: MountSpec, child: Child, undo: AsyncExitStack, *, beneath: bool) -> Running:
         await self._order_start(spec, child)
         await child.expect(READY)
         if self._tie:
@@ -231,7 +243,7 @@ class PythonEngine:
         self._children[running.pid] = child
         undo.callback(self._children.pop, running.pid, None)
         await self.secure(running)
-        await put_in_place(made, beneath=False)
+        await put_in_place(made, beneath=beneath)
         return running
 
     async def _bring_up_tied(self, spec: MountSpec, child: Child, undo: AsyncExitStack) -> Running:

@@ -87,8 +87,8 @@ class Offer:
         return _buffer_bytes(self.max_write_bytes)
 
 
-def offer_for(policy: Policy, *, minor_cap: int | None = None) -> Offer:
-    """Work out the offer of a read-only mount; without `minor_cap`, the variable AMLMOUNT_FUSE_MINOR may set one."""
+def offer_for(policy: Policy, *, cap: int | None = None) -> Offer:
+    """Work out the offer of a read-only mount; without `cap`, the variable AMLMOUNT_FUSE_MINOR may set one."""
     features = _ALWAYS
     if policy.no_open and not policy.direct_io:
         features |= Feature.NO_OPEN_SUPPORT
@@ -96,17 +96,21 @@ def offer_for(policy: Policy, *, minor_cap: int | None = None) -> Offer:
         features |= Feature.PASSTHROUGH
     if not policy.pinned:
         features |= Feature.AUTO_INVAL_DATA
-    if minor_cap is None:
-        minor_cap = _cap_from_environment()
+    if cap is None:
+        cap = minor_cap()
     return Offer(
         features=features,
         max_readahead_bytes=policy.read_ahead_max_bytes,
         max_read_bytes=policy.max_read_bytes,
-        minor_cap=min(minor_cap, NEWEST_MINOR),
+        minor_cap=min(cap, NEWEST_MINOR),
     )
 
 
-def _cap_from_environment() -> int:
+def minor_cap() -> int:
+    """Return the newest protocol minor version to use; the variable AMLMOUNT_FUSE_MINOR makes it an older kernel's.
+
+    Raises UsageError.
+    """
     text = os.environ.get(CAP_VARIABLE, "")
     if not text:
         return NEWEST_MINOR

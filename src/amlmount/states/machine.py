@@ -97,6 +97,15 @@ class TookOver:
 
 
 @dataclass(frozen=True, slots=True)
+class Replaced:
+    """A new mount has taken the place of the old one, without a moment in which there was none."""
+
+    pid: int
+    engine: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class TakeOverFailed:
     """No process could be found that goes on; `can_take_over`: it may be tried again."""
 
@@ -134,7 +143,7 @@ class HealthBack:
 
 
 Event = (Wanted | Unwanted | StartBegun | Started | StartFailed | Exited | Stopped | StopFailed | RetryDue) | (
-    HealthLost | HealthBack | TookOver | TakeOverFailed
+    HealthLost | HealthBack | TookOver | TakeOverFailed | Replaced
 )
 
 # --- actions: what the supervisor has to do, in this order ---------------------------------------------------------
@@ -196,6 +205,8 @@ def transition(status: MountStatus, event: Event, policy: RestartPolicy, now: No
             return _start_failed(status, failure, policy, now)
         case Exited(failure, can_take_over):
             return _exited(status, failure, can_take_over, policy, now)
+        case Replaced():
+            return _replaced(status, event, now)
         case TookOver() | TakeOverFailed():
             return _take_over_ended(status, event, policy, now)
         case StartBegun() | Started() | RetryDue():
@@ -299,6 +310,13 @@ def _take_over_ended(status: MountStatus, event: TookOver | TakeOverFailed, poli
     if event.can_take_over:
         return _count_orphaned(failed, policy, now)
     return _count_crash(failed, policy, now, (CleanUp(),))
+
+
+def _replaced(status: MountStatus, event: Replaced, now: Now) -> Step:
+    if status.state not in SERVING:
+        return status, ()
+    fresh = {"pid": event.pid, "engine": event.engine, "engine_why": event.why, "mounted_at_s": now.monotonic_s}
+    return _enter(status, MountState.MOUNTED, now, last_error=None, retry_in_s=None, **fresh), ()
 
 
 def _count_orphaned(status: MountStatus, policy: RestartPolicy, now: Now) -> Step:

@@ -187,3 +187,34 @@ class Plan:
             "makes": list(self.makes),
             "error": self.error.to_json() if self.error else None,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What `reload` does with one mount: `add`, `remove` or `replace`; mounts that are not named stay as they are.
+
+    `fields`: what differs in its definition. `gap`: why there is a moment without a mount when it is replaced, None if
+    there is none.
+    """
+
+    name: str
+    action: str
+    target: str
+    fields: tuple[str, ...] = ()
+    gap: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object of `reload --dry-run -o json`."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "action": self.action,
+            "target": self.target,
+            "fields": list(self.fields),
+            "gap": self.gap,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Change":
+        """Rebuild what `to_json` wrote."""
+        return cls(data["name"], data["action"], data["target"], tuple(data["fields"]), data["gap"])

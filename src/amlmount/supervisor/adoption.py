@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from amlmount.config.spec import MountSpec
 from amlmount.engines.base import Claim, Engine, Running, TakesOver
@@ -16,6 +17,7 @@ from amlmount.supervisor.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
 KINDS = ("fuse", "estate", "channel")
+NEXT = "next-"
 
 
 def record_of(running: Running, made: MadeTarget, *, is_leaving: bool = False) -> MountRecord:
@@ -47,9 +49,30 @@ async def secure(around: Surroundings, engine: TakesOver, made: MadeTarget, runn
         log.warning("%s: would not survive a crash of the daemon: %s", name, error.message)
 
 
+async def secure_next(
+    around: Surroundings, engine: TakesOver, made: MadeTarget, old: Running, running: Running
+) -> None:
+    """Put by what the next daemon needs of a mount that is about to take the place of `old`; both are known then."""
+    name = running.spec.name
+    descriptors = {f"{name}.{NEXT}{kind}": fd for kind, fd in engine.descriptors(running).items()}
+    await asyncio.to_thread(around.descriptors.keep, descriptors)
+    around.records.save(replace(record_of(old, made), next=record_of(running, made)))
+
+
+async def only(around: Surroundings, engine: Engine, made: MadeTarget, running: Running) -> None:
+    """Let `running` be all there is of its mount, whatever was to take its place or had it."""
+    if isinstance(engine, TakesOver):
+        await secure(around, engine, made, running)
+    else:
+        around.records.save(record_of(running, made))
+    names = [f"{running.spec.name}.{NEXT}{kind}" for kind in KINDS]
+    await asyncio.to_thread(around.descriptors.drop, names)
+
+
 async def let_go(around: Surroundings, name: str) -> None:
     """Keep the descriptors of a mount no longer."""
-    await asyncio.to_thread(around.descriptors.drop, [f"{name}.{kind}" for kind in KINDS])
+    names = [f"{name}.{part}{kind}" for kind in KINDS for part in ("", NEXT)]
+    await asyncio.to_thread(around.descriptors.drop, names)
 
 
 def grouped(kept: Mapping[str, int]) -> dict[str, dict[str, int]]:
@@ -68,14 +91,22 @@ async def adopt(
 
     None if it cannot be adopted. `descriptors` by kind; they belong to what is returned, or are closed.
     """
+    ours = {kind: fd for kind, fd in descriptors.items() if not kind.startswith(NEXT)}
+    upcoming = {kind.removeprefix(NEXT): fd for kind, fd in descriptors.items() if kind.startswith(NEXT)}
     try:
-        adopted = await _try(around, record, descriptors)
+        if record.next is not None and await asyncio.to_thread(around.host.has_mount, record.next):
+            # It is in place, the old one perhaps still on top of it.
+            await asyncio.to_thread(around.host.take_off, record)
+            record, ours, upcoming = record.next, upcoming or ours, ours if upcoming else {}
+        adopted = await _try(around, record, ours)
     except Exception as error:
         log.warning("%s: cannot be adopted: %s", record.name, error)
         adopted = None
+    close((upcoming if adopted is not None else descriptors).values())
     if adopted is None:
-        close(descriptors.values())
         await let_go(around, record.name)
+        return None
+    await only(around, adopted[0], record.made, adopted[2])
     return adopted
 
 

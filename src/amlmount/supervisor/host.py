@@ -44,6 +44,10 @@ class Host(Protocol):
         """Say whether the kernel still has the very mount of `record`; its directories count as ours from then on."""
         ...
 
+    def take_off(self, record: MountRecord) -> None:
+        """Detach the very mount of `record` if it is the topmost at its target; what is open there goes on."""
+        ...
+
     def evidence(self, pid: int) -> dict[str, str]:
         """Return what /proc says of a process that hangs; never waits, never raises."""
         ...
@@ -108,6 +112,12 @@ class KernelHost:
         with self._lock:
             self._made.update(record.made.created)
         return True
+
+    def take_off(self, record: MountRecord) -> None:
+        """See Host."""
+        entry = mounts.find_mount(record.target)
+        if entry is not None and entry.mount_id == record.mount_id and mounts.is_ours(entry):
+            mounts.unmount(record.target, lazy=True)
 
     def evidence(self, pid: int) -> dict[str, str]:
         """See Host."""

@@ -1,18 +1,16 @@
-"""One mount's owner: feeds events to `transition` and carries out its actions, one piece of work at a time.
+"""One mount's owner: carries out what its status asks for, and puts new mounts in the place of old ones.
 
-Contract: all methods run in the event loop's thread. `tell` never waits; work runs in a chain of tasks in which
-each waits for the one before, so a start never overlaps with the stop or clean-up that precedes it.
+Contract: see `standing`.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from amlmount.config.spec import MountSpec
-from amlmount.engines.base import Askable, Engine, ExitReason, Running, TakesOver
+from amlmount.engines.base import Askable, Engine, ExitReason, Replaces, Running, TakesOver
 from amlmount.errors import AmlmountError
 from amlmount.states import (
     SERVING,
@@ -20,10 +18,11 @@ from amlmount.states import (
     CancelRetry,
     CancelStart,
     CleanUp,
-    Event,
     Exited,
     Failure,
+    MountState,
     MountStatus,
+    Replaced,
     RetryAfter,
     RetryDue,
     Start,
@@ -38,10 +37,11 @@ from amlmount.states import (
     TookOver,
     Unwanted,
     Wanted,
-    transition,
 )
-from amlmount.supervisor.adoption import adopt, let_go, record_of, secure
+from amlmount.supervisor.adoption import adopt, let_go, only, record_of, secure, secure_next
+from amlmount.supervisor.changes import difference, needs_new_mount
 from amlmount.supervisor.records import MadeTarget, MountRecord, current_boot_id
+from amlmount.supervisor.standing import Standing
 from amlmount.supervisor.surroundings import Surroundings, clear_leftover, failure_of
 
 log = logging.getLogger(__name__)
@@ -49,12 +49,10 @@ NOTHING_MADE = MadeTarget()
 HUNG_LOOKS = 3
 
 
-class MountOwner:
-    """Keeps one mount as it should be. `waiters` counts the `up` calls that wait for it.
+class MountOwner(Standing):
+    """Keeps one mount as it should be.
 
-    `started_for_waiters`: the start under way exists only for them, and goes when the last of them walks away.
     `times_stopped`: how often it was unmounted on demand, to tell an unmount that was followed by a new start.
-    `failure_told`: somebody has been told of the failure in `status`.
     """
 
     def __init__(
@@ -66,34 +64,19 @@ class MountOwner:
         kept: dict[str, int] | None = None,
     ) -> None:
         """`leftover` is what an earlier daemon wrote of this mount, `kept` what it put by, by kind (ours now)."""
-        self.spec = spec
-        self.waiters = 0
-        self.started_for_waiters = False
-        self.failure_told = False
-        self.times_stopped = 0
-        self._around = around
         self._made = leftover.made if leftover is not None and leftover.target == spec.target else NOTHING_MADE
+        super().__init__(MountStatus(**_facts(spec), mount_made_target=bool(self._made.created)), around)
+        self.spec = spec
+        self.times_stopped = 0
         self._running: Running | None = None
         self._engine: Engine | None = None
         self._engine_why = ""
-        self._work: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
-        self._changed: list[asyncio.Future[None]] = []
+        self._renewal: asyncio.Task[Failure | None] | None = None
         self._next_spec: MountSpec | None = None
-        self.status = MountStatus(**_facts(spec), mount_made_target=bool(self._made.created))
         if leftover is not None:
             self._begin(partial(self._recover, leftover, kept or {}))
-
-    def tell(self, event: Event) -> MountStatus:
-        """Apply `event`, set the work that follows from it going, and return the new status."""
-        before = self.status
-        self.status, actions = transition(before, event, self._around.policy, self._around.now())
-        if self.status != before:
-            self._announce(before)
-        for action in actions:
-            self._carry_out(action)
-        return self.status
 
     async def ask(self, what: str, how: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
         """Return the mount's answer to a question (`worker.controls`). Raises AmlmountError if it cannot be asked."""
@@ -107,39 +90,24 @@ class MountOwner:
             )
         return await engine.ask(running, what, how, timeout_s=timeout_s)
 
-    async def changed(self) -> None:
-        """Wait for the next change of `status`."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._changed.append(waiter)
-        try:
-            await waiter
-        finally:
-            if waiter in self._changed:
-                self._changed.remove(waiter)
-
     def offer(self, spec: MountSpec) -> None:
-        """Take over a changed definition: now if nothing is mounted or being worked on, else at the next stop."""
+        """Take over a changed definition: now if nothing is going on or that needs no new mount, else with the next."""
         self._next_spec = spec if spec != self.spec else None
         if self.idle:
             self._adopt_next_spec()
+        elif self._next_spec is not None and not needs_new_mount(self.changes):
+            self._adopt_next_spec()
+            self._around.on_change(self.status)
+
+    @property
+    def changes(self) -> list[str]:
+        """What a definition that is offered would change, by field."""
+        return difference(self.spec, self._next_spec) if self._next_spec is not None else []
 
     @property
     def idle(self) -> bool:
         """Say whether nothing is mounted and nothing is under way."""
-        return self._running is None and self._retry is None and (self._work is None or self._work.done())
-
-    def _announce(self, before: MountStatus) -> None:
-        if self.status.state is not before.state:
-            self.failure_told = False
-            trouble = self.status.last_error if self.status.last_error is not before.last_error else None
-            why = f": {trouble.message}" if trouble else ""
-            level = logging.WARNING if trouble else logging.INFO
-            log.log(level, "%s: %s -> %s%s", self.spec.name, before.state, self.status.state, why)
-        waiting, self._changed = self._changed, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._around.on_change(self.status)
+        return self._running is None and self._retry is None and not self.is_at_work
 
     def _carry_out(self, action: Action) -> None:
         match action:
@@ -158,10 +126,6 @@ class MountOwner:
             case CancelRetry() if self._retry is not None:
                 self._retry.cancel()
                 self._retry = None
-
-    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> "asyncio.Task[None]":
-        self._work = asyncio.create_task(_after(self._work, work), name=f"mount {self.spec.name}")
-        return self._work
 
     def _retry_is_due(self) -> None:
         self._retry = None
@@ -256,7 +220,7 @@ class MountOwner:
 
     async def _take_over(self) -> None:
         running, engine = self._running, self._engine
-        if running is None or not isinstance(engine, TakesOver):
+        if running is None or not isinstance(engine, TakesOver) or not self.status.is_orphaned:
             return
         try:
             successor = self._running = await engine.take_over(running, timeout_s=self._around.start_timeout_s)
@@ -280,12 +244,83 @@ class MountOwner:
         can_take_over = isinstance(self._engine, TakesOver) and self._engine.can_take_over(running)
         self.tell(Exited(failure, can_take_over))
 
+    async def renew(self) -> Failure | None:
+        """Put a new mount, by the definition that is offered, in the place of the present one; say why if it stays.
+
+        Without a gap where that can be (`gap`); else it is unmounted if nobody uses it, and mounted again.
+        """
+        if await self.gap() is not None:
+            return await self._renew_with_gap()
+        failures: list[Failure] = []
+        await asyncio.wait({self._begin(partial(self._renew, failures))})
+        return failures[0] if failures else None
+
+    async def gap(self) -> str | None:
+        """Say why there must be a moment without a mount when it is renewed, None if there need not. Never raises."""
+        spec = self._next_spec or self.spec
+        if spec.target != self.spec.target:
+            return "its target changes"
+        try:
+            engine, _ = await asyncio.to_thread(self._around.select_engine, spec)
+        except AmlmountError as error:
+            return error.message
+        old = self._engine or engine
+        for one in (engine, old):
+            if not isinstance(one, Replaces):
+                return f"the {one.name} engine cannot be replaced while it serves"
+        assert isinstance(engine, Replaces)
+        return engine.why_not_beneath()
+
+    async def _renew_with_gap(self) -> Failure | None:
+        stopped_before = self.times_stopped
+        self.tell(Unwanted())
+        self.tell(Wanted())
+        while True:
+            if self.times_stopped == stopped_before and self.status.state is not MountState.UNMOUNTING:
+                return self.status.last_error
+            if self.status.state is MountState.FAILED:
+                return self.status.last_error
+            if self.times_stopped > stopped_before and self.status.state in SERVING:
+                return None
+            await self.changed()
+
+    async def _renew(self, failures: list[Failure]) -> None:
+        running, old = self._running, self._engine
+        if running is None or old is None or self.status.is_orphaned:
+            self._adopt_next_spec()  # it is on its way, and comes by the new definition
+            return
+        try:
+            spec = self._next_spec or self.spec
+            engine, why = await asyncio.to_thread(self._around.select_engine, spec)
+            await asyncio.to_thread(self._around.prepare_cache, spec)
+            assert isinstance(engine, Replaces)
+            engine.secure = partial(secure_next, self._around, engine, self._made, running)
+            successor = await engine.start_beneath(spec, timeout_s=self._around.start_timeout_s)
+        except Exception as error:
+            failures.append(failure_of(error, "restart", self.spec.name))
+            await only(self._around, old, self._made, running)
+            return
+        self._running, self._engine = successor, engine
+        self._set_secure(engine, self._made)
+        self._adopt_next_spec()
+        await self._retire(old, running)
+        await only(self._around, engine, self._made, successor)
+        log.info("%s: process %d serves in the place of %d", self.spec.name, successor.pid, running.pid)
+        self.tell(Replaced(successor.pid, engine.name, why))
+        self._watch(successor)
+
+    async def _retire(self, engine: Engine, running: Running) -> None:
+        """Take the old mount off the new one; its process ends with its last open file."""
+        try:
+            await engine.stop(running, lazy=True, timeout_s=self._around.lazy_stop_timeout_s)
+        except Exception as error:
+            log.error("%s: %s", self.spec.name, failure_of(error, "detach", self.spec.name).message)
+
     def _make_anew(self, running: Running, why: str) -> None:
-        """Drain, unmount and mount again: there is a gap, which is said. One that is in use stays as it is."""
+        """Renew it because its engine says so. One that is in use stays as it is if that cannot be without a gap."""
         if running is self._running and self.status.state in SERVING and self.status.wanted:
-            log.warning("%s: taking it down and up again: %s", self.spec.name, why)
-            self.tell(Unwanted())
-            self.tell(Wanted())
+            log.warning("%s: renewing it: %s", self.spec.name, why)
+            self._renewal = asyncio.create_task(self.renew(), name=f"renew {self.spec.name}")
 
     # --- stop ----------------------------------------------------------------------------------------------------
 
@@ -340,13 +375,3 @@ def _facts(spec: MountSpec) -> dict[str, Any]:
         "cache_note": spec.cache_note,
         "cache_dir": spec.cache_dir,
     }
-
-
-async def _after(previous: "asyncio.Task[None] | None", work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    if previous is not None and not previous.done():
-        try:
-            await asyncio.wait({previous})
-        except asyncio.CancelledError:
-            await asyncio.wait({previous})  # whoever waits for us must not begin before what we wait for has ended
-            raise
-    await work()

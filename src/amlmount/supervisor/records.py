@@ -27,7 +27,7 @@ class MountRecord:
 
     `boot_id` is /proc/sys/kernel/random/boot_id: after a reboot pids and mount ids mean nothing. `spec` is what is
     mounted, as data (it holds references to secrets, never secrets), and `negotiated` what a successor of its engine is
-    not told again. `is_leaving`: it was being taken down.
+    not told again. `is_leaving`: it was being taken down. `next`: another was about to take its place.
     """
 
     name: str
@@ -41,6 +41,7 @@ class MountRecord:
     spec: dict[str, Any] | None = None
     negotiated: dict[str, int] | None = None
     is_leaving: bool = False
+    next: "MountRecord | None" = None
 
 
 def current_boot_id() -> str:
@@ -86,11 +87,15 @@ class RecordStore:
     def _read(self, path: str) -> MountRecord | None:
         try:
             with open(path) as file:
-                data = json.load(file)
-            data["made"] = MadeTarget(tuple(data["made"]["created"]), int(data["made"]["device"]))
-            return MountRecord(**{field.name: data[field.name] for field in fields(MountRecord) if field.name in data})
+                return _from_json(json.load(file))
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("removing %s, which is no record of a mount: %s", path, error)
             with contextlib.suppress(OSError):
                 os.unlink(path)
             return None
+
+
+def _from_json(data: dict[str, Any]) -> MountRecord:
+    data["made"] = MadeTarget(tuple(data["made"]["created"]), int(data["made"]["device"]))
+    data["next"] = _from_json(data["next"]) if data.get("next") else None
+    return MountRecord(**{field.name: data[field.name] for field in fields(MountRecord) if field.name in data})

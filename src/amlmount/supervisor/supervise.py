@@ -12,7 +12,7 @@ from typing import Any
 
 from amlmount.config.spec import MountSpec
 from amlmount.errors import NotFoundError
-from amlmount.states import COMING, SERVING, Failure, MountState, MountStatus, Outcome, Plan, Unwanted, Wanted
+from amlmount.states import COMING, SERVING, Change, Failure, MountState, MountStatus, Outcome, Plan, Unwanted, Wanted
 from amlmount.supervisor.adoption import close, grouped, let_go, spec_in
 from amlmount.supervisor.owner import MountOwner
 from amlmount.supervisor.planning import plan_for
@@ -32,6 +32,7 @@ class Supervisor:
         self._chores: set[asyncio.Task[None]] = set()
         self._specs: dict[str, MountSpec] = {}
         self.update(specs)
+        self._seen = set(self._specs)  # what the last `reload` (or the start) knew: the rest is new
 
     def update(self, specs: Iterable[MountSpec]) -> None:
         """Take over a configuration. What is mounted stays as it is: a changed definition waits for its next `up`."""
@@ -142,6 +143,52 @@ class Supervisor:
         """Return the specs of all mounts: as mounted, else as configured."""
         return [owner.spec for owner in self._owners.values()]
 
+    async def changes(self) -> list[Change]:
+        """Say what `reload` would do by the configuration that was taken over last, and do nothing."""
+        found = [await self._change(owner) for owner in self._owners.values()]
+        return [change for change in found if change is not None]
+
+    async def reload(self, *, timeout_s: float, progress: Progress = lambda _: None) -> Outcome:
+        """Make what is mounted as the configuration says: mount what is new in it, take down what has left it, renew
+        what has changed. What was taken down stays down. Waits for it; what does not work out is among the errors."""
+        changes = await self.changes()
+        self._seen = set(self._specs)
+        owners = {change.name: self._owners[change.name] for change in changes}
+        jobs: dict[str, Coroutine[Any, Any, Failure | None]] = {}
+        for change in changes:
+            owner = owners[change.name]
+            if change.action == "add":
+                owner.tell(Wanted())
+                jobs[change.name] = _wait_until_up(owner)
+            elif change.action == "remove":
+                jobs[change.name] = _take_down(owner, lazy=True)
+            else:
+                jobs[change.name] = owner.renew()
+        return await self._carry_through(list(owners.values()), jobs, timeout_s, "change", progress)
+
+    async def restart(
+        self, names: Sequence[str] | None, *, timeout_s: float, progress: Progress = lambda _: None
+    ) -> Outcome:
+        """Put new mounts in the place of the named ones (None: all that are up), by the definitions of now.
+
+        Raises NotFoundError before anything is done. One that is named and not mounted is brought up.
+        """
+        owners = [o for o in self._pick(names) if names is not None or o.status.state is not MountState.UNMOUNTED]
+        jobs: dict[str, Coroutine[Any, Any, Failure | None]] = {}
+        for owner in owners:
+            if owner.status.state in SERVING and not owner.status.is_orphaned:
+                jobs[owner.spec.name] = owner.renew()
+            else:
+                owner.tell(Wanted())
+                jobs[owner.spec.name] = _wait_until_up(owner)
+        return await self._carry_through(owners, jobs, timeout_s, "restart", progress)
+
+    async def leave(self, *, timeout_s: float) -> None:
+        """Let everything be, for the daemon that comes next: wait for what is under way, then touch nothing."""
+        jobs = [asyncio.create_task(owner.settled()) for owner in self._owners.values()]
+        if jobs:
+            await asyncio.wait(jobs, timeout=timeout_s)
+
     async def close(self, *, timeout_s: float) -> None:
         """Take everything down for good: politely first, then lazily, and return within about `timeout_s` seconds."""
         outcome = await self.down(None, lazy=False, timeout_s=timeout_s * 0.6)
@@ -153,6 +200,31 @@ class Supervisor:
             await asyncio.wait(set(self._chores), timeout=timeout_s * 0.4)
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    async def _change(self, owner: MountOwner) -> Change | None:
+        name, state = owner.spec.name, owner.status.state
+        if name not in self._specs:
+            return None if state is MountState.UNMOUNTED else Change(name, "remove", owner.spec.target)
+        if state is MountState.UNMOUNTED:
+            return None if name in self._seen else Change(name, "add", owner.spec.target)
+        if not owner.changes:
+            return None
+        return Change(name, "replace", owner.spec.target, tuple(owner.changes), await owner.gap())
+
+    async def _carry_through(
+        self,
+        owners: list[MountOwner],
+        jobs: dict[str, Coroutine[Any, Any, Failure | None]],
+        timeout_s: float,
+        verb: str,
+        progress: Progress,
+    ) -> Outcome:
+        with _Listening(self._listeners, owners, progress):
+            errors = await _within(timeout_s, jobs, verb)
+        for owner in owners:
+            owner.failure_told |= owner.spec.name in errors
+        self._drop_forgotten()
+        return Outcome([owner.status for owner in owners], errors)
 
     async def _wait_for_all(self, owners: list[MountOwner], timeout_s: float) -> Outcome:
         for owner in owners:
