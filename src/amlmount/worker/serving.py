@@ -11,20 +11,19 @@ from contextlib import suppress
 from amlmount.cache import remove_session_cache
 from amlmount.config.spec import MountSpec
 from amlmount.errors import AmlmountError, MountFailedError
-from amlmount.fuse.adapter import ReadOnlyAdapter
-from amlmount.fuse.handles import BackingFiles, Ledger
-from amlmount.fuse.negotiate import Negotiated, offer_for
+from amlmount.fuse.handles import Ledger
+from amlmount.fuse.negotiate import Negotiated
 from amlmount.fuse.notify import Notifier
 from amlmount.fuse.session import Session
 from amlmount.mounts.readahead import widen_read_ahead
-from amlmount.vfs import open_filesystem
 from amlmount.vfs.filesystem import BlobFileSystem
+from amlmount.worker.answering import adapter_for, take_up_writing
 from amlmount.worker.channel import Channel
 from amlmount.worker.controls import Controls, controls_for
 from amlmount.worker.estate import Estate, take_possession
 from amlmount.worker.orders import ERROR, NEGOTIATED, READY, SERVING, START, StartOrder
 from amlmount.worker.process import log_to_stderr, settle
-from amlmount.worker.source import open_checked
+from amlmount.worker.source import open_checked, open_files
 from amlmount.worker.tie import Tie
 from amlmount.worker.watch import Watch
 
@@ -67,7 +66,7 @@ class Worker:
         """Open, check, tell the starter, serve. Raises what the store or the mount raises."""
         self._watch.start()
         try:
-            self._files = files = (open_checked if self._negotiated is None else open_filesystem)(self._spec)
+            self._files = files = (open_checked if self._negotiated is None else open_files)(self._spec)
             self._tell({"op": READY})
             order = self._watch.serve_order()
             if self._tie:
@@ -89,15 +88,17 @@ class Worker:
         policy, notifier, negotiated = self._spec.policy, Notifier(descriptor), self._negotiated
         if policy.keep_cache and not policy.direct_io:
             files.use_page_cache(lambda node_id, data: notifier.store(node_id, 0, data))
-        offer = offer_for(policy)
         ledger = Ledger(estate.handles) if estate and estate.is_readable else None
+        adapter, offer = adapter_for(files, self._spec, descriptor, ledger)
+        buffers = take_possession(estate, files, offer, negotiated, notifier) if estate else None
+        take_up_writing(files, self._spec, is_successor=negotiated is not None)
         session = Session(
             descriptor,
-            ReadOnlyAdapter(files, policy, self._spec.ownership, backings=BackingFiles(descriptor), ledger=ledger),
+            adapter,
             offer=offer,
             negotiated=negotiated,
             on_negotiated=self._on_negotiated,
-            buffers=take_possession(estate, files, offer, negotiated, notifier) if estate else None,
+            buffers=buffers,
             pulse=estate.pulse if estate else None,
         )
         if negotiated is not None:

@@ -6,6 +6,7 @@ Written as things happen, read once at the start (`replay`). docs/journal.md des
 import contextlib
 import os
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,9 @@ FILE, STATE, CHANGED, WROTE, CUT = "file", "state", "changed", "wrote", "cut"
 PROMISE, BEGUN, SENT, GONE, DELETE, DELETED = "promise", "begun", "sent", "gone", "delete", "deleted"
 
 
+DID = "did"
 ID_NAME, ID_BYTES = "id", 8
+MAX_DONE = 1024  # requests of which it is remembered that they were carried out; more are never unanswered at once
 
 
 @dataclass(slots=True)
@@ -51,6 +54,7 @@ class Past:
     deletions: dict[int, Deletion] = field(default_factory=dict)
     next_id: int = 1
     damaged_bytes: int = 0
+    done: list[int] = field(default_factory=list)
 
 
 def replay(records: Iterable[Record]) -> Past:
@@ -65,6 +69,8 @@ def replay(records: Iterable[Record]) -> Past:
         elif record.kind == DELETE:
             past.deletions[number] = Deletion(number, fields["place"], fields["name"], fields["etag"], fields["file"])
             _forget_name(past, fields["place"], fields["name"])
+        elif record.kind == DID:
+            past.done.append(fields["request"])
         elif record.kind == DELETED:
             past.deletions.pop(number, None)
         elif record.kind == GONE:
@@ -129,6 +135,7 @@ class Ledger:
         self.past = replay(self.journal.found.records)
         self.past.damaged_bytes = self.journal.found.damaged_bytes
         self.files: dict[int, LiveFile] = {}
+        self._done = deque(self.past.done, maxlen=MAX_DONE)
         self._deletions: dict[int, Deletion] = dict(self.past.deletions)
         self._lock = threading.Lock()
         self._next_id = self.past.next_id
@@ -193,6 +200,15 @@ class Ledger:
             self.journal.sync(place)
         return deletion
 
+    def did(self, request: int) -> None:
+        """Note that a request (by the number the kernel gave it) was carried out, before its answer is sent."""
+        self._done.append(request)
+        self.journal.append(DID, request=request)
+
+    def was_done(self, request: int) -> bool:
+        """Say whether a request had been carried out when the process before this one died."""
+        return request in self._done
+
     def deleted(self, deletion: Deletion) -> None:
         """Note that it is done."""
         self._deletions.pop(deletion.number, None)
@@ -234,6 +250,8 @@ class Ledger:
                 yield Record(FILE, {"id": number, "state": file.promise.to_json()})
                 yield Record(PROMISE, {"id": number, "state": file.promise.to_json(), "inline": False})
             yield Record(STATE if file.promise else FILE, {"id": number, "state": file.state.to_json()})
+        for request in list(self._done):
+            yield Record(DID, {"request": request})
         for deletion in list(self._deletions.values()):
             yield Record(DELETE, _deletion_fields(deletion))
 

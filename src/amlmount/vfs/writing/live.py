@@ -134,11 +134,15 @@ class LiveTree(BlobFileSystem):
         super().forget(node_id, nlookup)
         node = self._tree.nodes.get(node_id)
         if isinstance(node, LiveFile):
-            self._let_go_if_unknown(node)
+            if node.nlookup <= 0:
+                node.opens = 0  # the kernel forgets nothing that is open; a predecessor's handles we never counted
+            self._let_go_if_unknown(node, may_wait=False)
 
-    def _let_go_if_unknown(self, file: LiveFile) -> None:
+    def _let_go_if_unknown(self, file: LiveFile, *, may_wait: bool = True) -> None:
         """Let a file that is in the store as it is, and that nobody holds, be an ordinary inode again."""
-        with file.lock:
+        if not file.lock.acquire(blocking=may_wait):
+            return  # whoever holds it looks again
+        try:
             with self._lock:
                 if file.nlookup > 0 or file.opens or file.is_dirty or file.state.id not in self.ledger.files:
                     return
@@ -150,6 +154,8 @@ class LiveTree(BlobFileSystem):
                 self._tree.nodes.pop(file.node_id, None)
             file.drop_data()
             self.ledger.gone(file)
+        finally:
+            file.lock.release()
 
     def _make_ordinary(self, parent: DirectoryNode, file: LiveFile) -> None:
         state = file.state

@@ -75,6 +75,7 @@ class _Recovery:
         self._measure(state)
         file = LiveFile(files.disk, source, node.parent_id, node.name, state)
         file.promise, file.was_sent = entry.promise, entry.begun > 0
+        file.opens = 1  # perhaps: until the kernel closes or forgets it
         files.put_in_place(node, file)
         if entry.begun > state.stored:
             self._settle_doubt(file)

@@ -1,0 +1,277 @@
+"""The kernel's requests as calls on a file system that can be written: everything the read-only set refuses.
+
+A write goes to the local disk in the thread that reads requests; what waits for a store is done in the pool. After a
+crash the kernel sends again what was not answered: what is noted as done is then only answered.
+"""
+
+import errno
+import itertools
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, cast
+
+from amlmount.config.spec import Ownership, Policy
+from amlmount.fuse.adapter import ReadOnlyAdapter
+from amlmount.fuse.negotiate import Feature, Negotiated, Offer, offer_for
+from amlmount.fuse.protocol import (
+    ENTRY_OUT,
+    NAME_MAX_BYTES,
+    OPEN_OUT,
+    UNIQUE_RESEND,
+    NameIn,
+    Opcode,
+    OpenFlag,
+    OpenIn,
+    ReleaseIn,
+    Request,
+)
+from amlmount.fuse.session import Reply
+from amlmount.fuse.write_requests import (
+    WRITE_OUT,
+    Valid,
+    body_of,
+    parse_create,
+    parse_fallocate,
+    parse_handle,
+    parse_mkdir,
+    parse_mknod,
+    parse_rename,
+    parse_rename2,
+    parse_setattr,
+    parse_symlink,
+    parse_write,
+)
+from amlmount.vfs.base import Node, NodeKind, WouldBlock
+from amlmount.vfs.writing.filesystem import WritableFileSystem
+from amlmount.vfs.writing.namespace import Namespace
+from amlmount.vfs.writing.renaming import Renaming
+
+MAX_WRITE_BYTES = 1 << 20
+RENAME_NOREPLACE = 1  # include/uapi/linux/fs.h
+FALLOC_KEEP_SIZE = 1  # include/uapi/linux/falloc.h
+_REFUSED = {
+    Opcode.LINK: errno.EPERM,  # a blob has one name
+    Opcode.TMPFILE: errno.EOPNOTSUPP,
+    Opcode.COPY_FILE_RANGE: errno.ENOSYS,  # the kernel then copies by itself
+    Opcode.COPY_FILE_RANGE_64: errno.ENOSYS,
+    Opcode.SETXATTR: errno.ENOSYS,
+    Opcode.REMOVEXATTR: errno.ENOSYS,
+}
+
+
+@dataclass(slots=True)
+class _Open:
+    node: Node
+    is_writer: bool
+
+
+def writing_offer(policy: Policy) -> Offer:
+    """Work out the offer of a mount that can be written.
+
+    Nothing changes in an inode but through this mount (another's change is another inode), so the kernel need not
+    drop its pages whenever a time changes. What is written comes to us at once: no WRITEBACK_CACHE.
+    """
+    offer = offer_for(policy)
+    features = offer.features & ~(Feature.NO_OPEN_SUPPORT | Feature.PASSTHROUGH | Feature.AUTO_INVAL_DATA)
+    return replace(offer, features=features | Feature.ATOMIC_O_TRUNC, max_write_bytes=MAX_WRITE_BYTES)
+
+
+class WritingAdapter(ReadOnlyAdapter):
+    """A Handler over a writable file system, for one connection."""
+
+    def __init__(self, fs: WritableFileSystem, policy: Policy, ownership: Ownership) -> None:
+        super().__init__(fs, policy, ownership)
+        self._files = fs
+        self._names = Namespace(fs)
+        self._renaming = Renaming(self._names)
+        self._numbers = itertools.count(time.time_ns())  # those of a successor never meet ours
+        self._opens: dict[int, _Open] = {}
+        waiting: dict[int, Callable[[Request], Reply]] = {
+            Opcode.SETATTR: self._setattr,
+            Opcode.SYMLINK: self._symlink,
+            Opcode.MKNOD: self._mknod,
+            Opcode.MKDIR: self._mkdir,
+            Opcode.UNLINK: self._unlink,
+            Opcode.RMDIR: self._rmdir,
+            Opcode.RENAME: self._rename,
+            Opcode.RENAME2: self._rename,
+            Opcode.CREATE: self._create,
+            Opcode.FSYNC: self._fsync,
+            Opcode.FALLOCATE: self._fallocate,
+        }
+        self._operations |= {opcode: _in_the_pool(operation) for opcode, operation in waiting.items()}
+        self._operations |= {Opcode.WRITE: self._write, Opcode.FLUSH: self._flush}
+        self._operations |= {Opcode.FSYNCDIR: lambda request, may_wait: b""}
+
+    @property
+    def constant_errors(self) -> Mapping[int, int]:
+        """Requests that get the same errno whatever they say."""
+        refused = {int(opcode): number for opcode, number in _REFUSED.items()}
+        always = super().constant_errors
+        return MappingProxyType(
+            {opcode: number for opcode, number in always.items() if opcode not in self._operations} | refused
+        )
+
+    def begin(self, negotiated: Negotiated) -> None:
+        """Every open is asked for here, whatever the kernel could do without."""
+
+    def undelivered(self, request: Request, reply: Reply) -> None:
+        """Take back the references and handles of a reply whose caller is gone."""
+        if reply is None:
+            return
+        if request.opcode == Opcode.OPEN:
+            self._close(int.from_bytes(reply[:8], "little"))
+        elif request.opcode == Opcode.CREATE:
+            self._close(int.from_bytes(reply[ENTRY_OUT.size : ENTRY_OUT.size + 8], "little"))
+            self._take_back(int.from_bytes(reply[:8], "little"))
+        elif request.opcode in (Opcode.MKDIR, Opcode.MKNOD, Opcode.SYMLINK):
+            self._take_back(int.from_bytes(reply[:8], "little"))
+        else:
+            super().undelivered(request, reply)
+
+    # Files
+
+    def _open(self, request: Request, may_wait: bool) -> Reply:
+        flags = cast(OpenIn, request.body).flags
+        node = self._files.open_file(request.node_id, flags, may_wait=may_wait)
+        return self._opened(node, flags)
+
+    def _opened(self, node: Node, flags: int) -> bytes:
+        handle, is_writer = next(self._numbers), flags & os.O_ACCMODE != os.O_RDONLY
+        self._opens[handle] = _Open(node, is_writer)
+        answer = OpenFlag.DIRECT_IO if self._policy.direct_io else OpenFlag.KEEP_CACHE
+        return OPEN_OUT.pack(handle, answer if is_writer else answer | OpenFlag.NOFLUSH, 0)
+
+    def _release(self, request: Request, may_wait: bool) -> Reply:
+        handle = cast(ReleaseIn, request.body).fh
+        opened = self._opens.get(handle)
+        node = opened.node if opened else self._files.known(request.node_id)
+        if node is not None and node.kind is NodeKind.FILE:
+            self._files.close_file(node, may_wait=may_wait)
+        self._opens.pop(handle, None)
+        return b""
+
+    def _close(self, handle: int) -> None:
+        opened = self._opens.pop(handle, None)
+        if opened is not None:
+            self._files.close_file(opened.node)
+
+    def _write(self, request: Request, may_wait: bool) -> Reply:
+        body = body_of(request, parse_write)
+        return WRITE_OUT.pack(self._files.write(request.node_id, body.offset, body.data, may_wait=may_wait), 0)
+
+    def _flush(self, request: Request, may_wait: bool) -> Reply:
+        opened = self._opens.get(body_of(request, parse_handle))
+        if opened is not None and not opened.is_writer:
+            return b""
+        if not may_wait:
+            raise WouldBlock
+        self._files.flush(request.node_id)
+        return b""
+
+    def _fsync(self, request: Request) -> Reply:
+        self._files.flush(request.node_id)
+        return b""
+
+    def _setattr(self, request: Request) -> Reply:
+        body = body_of(request, parse_setattr)
+        if body.valid & Valid.SIZE:
+            self._files.resize(request.node_id, body.size_bytes)
+        if body.valid & Valid.MTIME and not body.valid & Valid.SIZE:
+            mtime_ns = time.time_ns() if body.valid & Valid.MTIME_NOW else body.mtime_ns
+            self._files.set_mtime(request.node_id, mtime_ns)
+        return self._packer.attr(self._files.node(request.node_id))
+
+    def _fallocate(self, request: Request) -> Reply:
+        body = body_of(request, parse_fallocate)
+        if body.mode & ~FALLOC_KEEP_SIZE:
+            raise OSError(errno.EOPNOTSUPP, "no holes are punched")
+        end = body.offset + body.length
+        if not body.mode and end > self._files.node(request.node_id).size_bytes:
+            self._files.resize(request.node_id, end)
+        return b""
+
+    # Names
+
+    def _create(self, request: Request) -> Reply:
+        body = body_of(request, parse_create)
+        flags = body.flags & ~os.O_EXCL if self._is_done(request) else body.flags
+        node = self._names.create(request.node_id, _checked(body.name), flags)
+        return self._entered(request, node) + self._opened(node, flags)
+
+    def _mknod(self, request: Request) -> Reply:
+        body = body_of(request, parse_mknod)
+        if not stat.S_ISREG(body.mode):
+            raise OSError(errno.EPERM, "a container has files and directories only")
+        if not self._is_done(request):
+            node: Node = self._names.create(request.node_id, _checked(body.name), os.O_RDWR | os.O_EXCL)
+            self._files.close_file(node)
+        return self._entered(request, self._files.lookup(request.node_id, body.name))
+
+    def _mkdir(self, request: Request) -> Reply:
+        name = _checked(body_of(request, parse_mkdir))
+        if not self._is_done(request):
+            self._names.mkdir(request.node_id, name)
+        return self._entered(request, self._files.lookup(request.node_id, name))
+
+    def _symlink(self, request: Request) -> Reply:
+        body = body_of(request, parse_symlink)
+        if not self._is_done(request):
+            self._names.symlink(request.node_id, _checked(body.name), body.target)
+        return self._entered(request, self._files.lookup(request.node_id, body.name))
+
+    def _unlink(self, request: Request) -> Reply:
+        if not self._is_done(request):
+            self._names.unlink(request.node_id, cast(NameIn, request.body).name)
+        return self._finished(request)
+
+    def _rmdir(self, request: Request) -> Reply:
+        if not self._is_done(request):
+            self._names.rmdir(request.node_id, cast(NameIn, request.body).name)
+        return self._finished(request)
+
+    def _rename(self, request: Request) -> Reply:
+        body = body_of(request, parse_rename if request.opcode == Opcode.RENAME else parse_rename2)
+        if body.flags & ~RENAME_NOREPLACE:
+            raise OSError(errno.EINVAL, "names are not exchanged")
+        if not self._is_done(request):
+            self._renaming.rename(
+                request.node_id,
+                body.old_name,
+                body.new_parent_id,
+                _checked(body.new_name),
+                may_replace=not body.flags,
+            )
+        return self._finished(request)
+
+    def _is_done(self, request: Request) -> bool:
+        """Say whether this very request was carried out by a process that died before it could say so."""
+        return bool(request.unique & UNIQUE_RESEND) and self._files.ledger.was_done(request.unique & ~UNIQUE_RESEND)
+
+    def _finished(self, request: Request) -> bytes:
+        self._files.ledger.did(request.unique & ~UNIQUE_RESEND)
+        return b""
+
+    def _entered(self, request: Request, node: Node) -> bytes:
+        self._finished(request)
+        self._files.remember(node)
+        return self._packer.entry(node)
+
+
+def _in_the_pool(operation: Callable[[Request], Reply]) -> Any:
+    def operate(request: Request, may_wait: bool) -> Reply:
+        if not may_wait:
+            raise WouldBlock
+        return operation(request)
+
+    return operate
+
+
+def _checked(name: bytes) -> bytes:
+    if len(name) > NAME_MAX_BYTES:
+        raise OSError(errno.ENAMETOOLONG, "name too long")
+    return name
