@@ -382,7 +382,7 @@ def test_the_engine_is_chosen_and_the_reason_said(
     engine, why = select_engine(azure)
     assert (engine.name, why) == ("python", "blobfuse2 is not installed")
     os.symlink("/bin/true", os.path.join(path, "blobfuse2"))
-    assert select_engine(azure)[1] == f"the version of '{path}/blobfuse2'"
+    assert select_engine(azure)[1] == f"cannot tell the version of '{path}/blobfuse2'"
     assert select_engine(azure.model_copy(update={"engine": "python"}))[1] == "asked for by name"
     for changes, said in (({"engine": "blobfuse2"}, "with blobfuse2"), ({"read_only": False}, "for writing")):
         with pytest.raises(ConfigError, match=said):

@@ -464,6 +464,7 @@ def test_a_run_that_is_killed_is_taken_back_by_an_uninstall(tmp_path: Path, root
     assert tree(root) == before
 
 
+@pytest.mark.root
 def test_several_runs_are_taken_back_to_before_the_first(tmp_path: Path, root: Path) -> None:
     before = tree(root)
     do(tmp_path, *STEPS)

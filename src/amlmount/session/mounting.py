@@ -46,9 +46,7 @@ class Mount:
     `stop()` and the end of a `with` do nothing.
     """
 
-    def __init__(
-        self, spec: MountSpec, *, in_process: bool, timeout_s: float, config_path: Path | None = None
-    ) -> None:
+    def __init__(self, spec: MountSpec, *, in_process: bool, timeout_s: float, config_path: Path | None = None) -> None:
         self._spec = spec
         self._config_path = config_path
         self._cache_dir: str | None = None
