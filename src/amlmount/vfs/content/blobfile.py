@@ -74,7 +74,7 @@ class BlobFile:
 
     def write(self, first: int, data: Buffer) -> None:
         """Keep the bytes of blocks from `first` on, then their sums. Raises OSError; nothing is claimed then."""
-        self._data.write(self.grid.start(first), data)
+        self._data.write_long(self.grid.start(first), data)
         sums = block_sums(data, self.grid.block_bytes)
         self.sums[first : first + len(sums)] = sums
         self._map.write(len(self._head) + 4 * first, memoryview(sums).cast("B"))

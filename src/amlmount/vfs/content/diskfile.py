@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from amlmount.vfs.content.checksum import Buffer
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+# A longer write has ext4 take larger folios for the page cache, and on a virtual machine whose host takes free memory
+# back, large folios are memory that must be had anew: a GiB in writes of 128 KiB or less took 0.3 s of CPU, of 256 KiB
+# 0.75 s, of 2 MiB 1.8 s (Linux 6.18).
+_PIECE_BYTES = 128 << 10
 
 
 class DiskFile:
@@ -25,6 +29,12 @@ class DiskFile:
         wanted = sum(map(len, parts))
         if os.pwritev(self.fd, parts, offset) != wanted:
             raise OSError(errno.ENOSPC, f"cannot write {wanted} bytes to {self.path}: the disk is full")
+
+    def write_long(self, offset: int, data: Buffer) -> None:
+        """Write what may be long, in pieces that the kernel likes; otherwise as `write`."""
+        view = memoryview(data)
+        for start in range(0, len(view), _PIECE_BYTES):
+            self.write(offset + start, view[start : start + _PIECE_BYTES])
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         """Read what is there. Raises OSError."""
