@@ -168,6 +168,10 @@ class FakeHost:
         self.present.add(target)
         return MadeTarget((target,), 1)
 
+    def plan_target(self, target: str) -> MadeTarget:
+        missing = self.missing_directories(target)
+        return MadeTarget(missing, 1) if missing else MadeTarget()
+
     def missing_directories(self, target: str) -> tuple[str, ...]:
         if target in self.refused:
             raise self.refused[target]
@@ -183,6 +187,9 @@ class FakeHost:
 
     def has_mount(self, record: MountRecord) -> bool:
         return record.target in self.mounted
+
+    def take_off(self, record: MountRecord) -> None:
+        self.mounted.discard(record.target)
 
     def evidence(self, pid: int) -> dict[str, str]:
         return {}

@@ -42,11 +42,11 @@ async def secure(around: Surroundings, engine: TakesOver, made: MadeTarget, runn
     """Put by what the next daemon needs. What cannot be kept costs the mount that, and no more."""
     name = running.spec.name
     descriptors = {f"{name}.{kind}": fd for kind, fd in engine.descriptors(running).items()}
-    around.records.save(record_of(running, made))
     try:
         await asyncio.to_thread(around.descriptors.keep, descriptors)
     except AmlmountError as error:
         log.warning("%s: would not survive a crash of the daemon: %s", name, error.message)
+    around.records.save(record_of(running, made))  # last: it must not speak of what is not kept
 
 
 async def secure_next(

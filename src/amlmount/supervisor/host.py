@@ -28,6 +28,10 @@ class Host(Protocol):
         """Make sure an engine can mount at `target`; say which directories had to be made. Raises AmlmountError."""
         ...
 
+    def plan_target(self, target: str) -> MadeTarget:
+        """Say what `prepare_target` would make, to have it on record before it is made. Raises as it does."""
+        ...
+
     def missing_directories(self, target: str) -> tuple[str, ...]:
         """Say which directories `prepare_target` would make, outermost first. Raises as it does, makes nothing."""
         ...
@@ -74,6 +78,11 @@ class KernelHost:
             self._made.update(plan.created)
             made = (*shared, *plan.created)
             return MadeTarget(made, os.lstat(made[0]).st_dev) if made else MadeTarget()
+
+    def plan_target(self, target: str) -> MadeTarget:
+        """See Host."""
+        missing = self.missing_directories(target)
+        return MadeTarget(missing, os.stat(os.path.dirname(missing[0])).st_dev) if missing else MadeTarget()
 
     def missing_directories(self, target: str) -> tuple[str, ...]:
         """See Host."""

@@ -167,6 +167,9 @@ class MountOwner(Standing):
             engine.secure = partial(secure, self._around, engine, made)
 
     async def _make_mount(self, engine: Engine) -> Running:
+        if not self._made.created:
+            planned = await asyncio.to_thread(self._around.host.plan_target, self.spec.target)
+            self._around.records.save(self._record(engine, planned))
         preparing = asyncio.create_task(asyncio.to_thread(self._around.host.prepare_target, self.spec.target))
         try:
             made = await asyncio.shield(preparing)

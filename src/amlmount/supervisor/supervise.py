@@ -186,6 +186,7 @@ class Supervisor:
     async def leave(self, *, timeout_s: float) -> None:
         """Let everything be, for the daemon that comes next: wait for what is under way, then touch nothing."""
         jobs = [asyncio.create_task(owner.settled()) for owner in self._owners.values()]
+        jobs += self._chores
         if jobs:
             await asyncio.wait(jobs, timeout=timeout_s)
 
