@@ -35,6 +35,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SANDBOX] = ground.open_sandbox()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """A run may be one of several that go on side by side."""
+    parser.addoption("--shard", default="1/1", metavar="I/N", help="of the test files every N-th, from the I-th on")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the other shards' files to them."""
+    number, count = (int(part) for part in config.option.shard.split("/"))
+    mine = set(sorted({item.path for item in items})[number - 1 :: count])
+    config.hook.pytest_deselected(items=[item for item in items if item.path not in mine])
+    items[:] = [item for item in items if item.path in mine]
+
+
 def forget_surroundings() -> None:
     """Forget what the caller's shell tells amlmount (`. .work/quickstart/world`, sudo, `az`) and its output."""
     for name in list(os.environ):
@@ -89,6 +102,7 @@ def is_whole(session: pytest.Session) -> bool:
     """Say whether this was a run of everything, to its end."""
     option = session.config.option
     chosen = option.keyword or option.markexpr or option.deselect or option.collectonly or getattr(option, "lf", False)
+    chosen = chosen or option.shard != "1/1"
     everything = session.config.args_source is pytest.Config.ArgsSource.TESTPATHS
     ended = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
     return everything and ended and not chosen and not session.shouldstop and not session.shouldfail
