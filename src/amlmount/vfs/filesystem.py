@@ -264,6 +264,8 @@ class BlobFileSystem:
         """Have the stores get ready to be read, so that the first reader does not wait for that."""
         for source in self._sources:
             getattr(source.store, "warm_up", lambda: None)()
+        if self._content is not None and not all(source.store.is_local for source in self._sources):
+            self._content.warm_up()
 
     def leave_to(self, journal: Journal) -> None:
         """Write down, from now on, what a process that takes this one's place must know; the past goes in first."""

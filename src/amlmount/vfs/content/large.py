@@ -86,7 +86,7 @@ class LargeBlobs:
         first, end = blob.grid.span(offset, size_bytes)
         data = self._held(blob, offset, size_bytes, first, end)
         if ahead is not None:
-            self._fetch_ahead(blob, *ahead)
+            self._fetch_ahead(blob, *ahead, end)
         if data is None and not may_wait:
             raise WouldBlock
         return data if data is not None else self._fetch(blob, offset, size_bytes, first, end)
@@ -161,7 +161,7 @@ class LargeBlobs:
 
     def _remembered(self, blob: _Blob, offset: int, size_bytes: int) -> Buffer | None:
         """Put bytes together from memory, and from disk where they are not in memory."""
-        if not self._recent.used_bytes:
+        if not self._recent.used_bytes and not blob.flights:
             return None
         parts: list[Buffer] = []
         at, stop = offset, offset + size_bytes
@@ -175,15 +175,29 @@ class LargeBlobs:
 
     def _part(self, blob: _Blob, at: int, stop: int) -> Buffer | None:
         block = at // blob.grid.block_bytes
-        piece = self._recent.get(blob.key, block)
+        piece = self._arrived(blob, block) or self._recent.get(blob.key, block)
         if piece is not None:
             start = blob.grid.start(piece[0])
             return memoryview(piece[1])[at - start : stop - start]
-        block_end = min(blob.grid.start(block + 1), stop)
-        with blob.lock:
-            if blob.file is None or not blob.file.has(block, block + 1):
-                return None
-        return blob.file.read(at, block_end - at)
+        return self._block_on_disk(blob, block, at, min(blob.grid.start(block + 1), stop))
+
+    def _block_on_disk(self, blob: _Blob, block: int, at: int, stop: int) -> Buffer | None:
+        file = blob.file
+        if file is None:
+            return None
+        try:
+            with blob.lock:
+                is_there = file.has(block, block + 1)
+            return file.read(at, stop - at) if is_there else None
+        except (OSError, EOFError) as error:
+            self._lost(blob, file, block, block + 1, error)
+            return None
+
+    def _arrived(self, blob: _Blob, block: int) -> tuple[int, Buffer] | None:
+        """Return (first block, bytes) of a range that came and is not kept yet."""
+        one = blob.flights.get(block)
+        data = one.flight.landed() if one else None
+        return (one.first, data) if one and data is not None else None
 
     def _used(self, blob: _Blob, file: BlobFile) -> None:
         if self._directory is not None:
@@ -230,14 +244,14 @@ class LargeBlobs:
             others = list({id(one): one for block in range(first, end) if (one := blob.flights.get(block))}.values())
             return self._claim(blob, first, end, end - first), others
 
-    def _claim(self, blob: _Blob, first: int, end: int, max_blocks: int) -> list[_Range]:
-        """Enter flights for what is neither there nor on its way. Needs the blob's lock."""
+    def _claim(self, blob: _Blob, first: int, end: int, max_blocks: int, cut: int = -1) -> list[_Range]:
+        """Enter flights for what is neither there nor on its way; a new one from `cut` on. Needs the blob's lock."""
         claimed: list[_Range] = []
         for block in range(first, end):
             if block in blob.flights or self._has(blob, block):
                 continue
             last = claimed[-1] if claimed else None
-            if last is None or last.end != block or block - last.first >= max_blocks:
+            if last is None or last.end != block or block == cut or block - last.first >= max_blocks:
                 last = _Range(block, block)
                 claimed.append(last)
             last.end = block + 1
@@ -248,19 +262,24 @@ class LargeBlobs:
         return (blob.file is not None and blob.file.sums[block] != 0) or (blob.key, block) in self._recent
 
     def _fly(self, blob: _Blob, one: _Range) -> None:
-        """Fetch a range and hand it out; an error goes to those who wait for it."""
+        """Fetch a range, hand it out, and keep it; until it is kept it is found in its flight.
+
+        An error of the download goes to those who wait for it.
+        """
         try:
             length = blob.grid.length(one.first, one.end)
             data = self._download(blob.node, blob.grid.start(one.first), length)
-            self._keep(blob, one, data)
         except BaseException as error:
             self._landed(blob, one)
             one.flight.fail(error)
             if not isinstance(error, Exception):
                 raise
             return
-        self._landed(blob, one)
         one.flight.land(data)
+        try:
+            self._keep(blob, one, data)
+        finally:
+            self._landed(blob, one)
 
     def _landed(self, blob: _Blob, one: _Range) -> None:
         with blob.lock:
@@ -277,10 +296,11 @@ class LargeBlobs:
                 self._on_disk_trouble(error)
         self._recent.put(blob.key, one.first, data, one.end - one.first)
 
-    def _fetch_ahead(self, blob: _Blob, start: int, stop: int) -> None:
+    def _fetch_ahead(self, blob: _Blob, start: int, stop: int, needed_end: int) -> None:
+        """Fetch what will be read; what somebody waits for now, up to block `needed_end`, in a request of its own."""
         first, end = blob.grid.span(start, stop - start)
         with blob.lock:
-            ranges = self._claim(blob, first, end, max(RANGE_BYTES // blob.grid.block_bytes, 1))
+            ranges = self._claim(blob, first, end, max(RANGE_BYTES // blob.grid.block_bytes, 1), needed_end)
         for one in ranges:
             if not self._workers.submit(partial(self._fly, blob, one)):
                 self._fly(blob, one)

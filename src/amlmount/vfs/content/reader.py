@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from amlmount.config.spec import MountSpec, Policy
+from amlmount.vfs.content import checksum
 from amlmount.vfs.content.checksum import Buffer
 from amlmount.vfs.content.directory import CacheDirectory
 from amlmount.vfs.content.keys import Keys, identity_of
@@ -69,6 +70,11 @@ class ContentReader:
         if node.size_bytes <= self._whole_bytes:
             return self._small.read(node, offset, size_bytes, may_wait=may_wait)
         return self._large.read(node, offset, size_bytes, may_wait=may_wait)
+
+    def warm_up(self) -> None:
+        """Load what the first reader of a large blob would wait for."""
+        if self.directory is not None:
+            checksum.warm_up()
 
     def use_page_cache(self, store_page: Callable[[int, Buffer], object]) -> None:
         """Put files that are fetched ahead into the kernel's page cache: `store_page(node_id, bytes)`."""
