@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,6 +154,32 @@ def test_content_read_ahead(opened: Open) -> None:
     read_all(fs, big, len(BIG))
     assert store.asked_bytes == len(BIG), "something was fetched twice"
     assert max(length for _, _, length in store.ranges) <= 4 * MIB
+
+
+def test_nobody_waits_for_the_disk(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has come and is not written yet is read all the same, over the ends of ranges too, and asked for once."""
+    store = Remote({"big": BIG})
+    fs = opened(store)
+    big, gate = find(fs, "big"), threading.Event()
+    assert fs.content and fs.content.directory
+    directory, really = fs.content.directory, fs.content.directory.write_blob
+
+    def write_late(*words: Any) -> None:
+        wait(gate)
+        really(*words)
+
+    monkeypatch.setattr(directory, "write_blob", write_late)
+    try:
+        fs.read(big, 0, 4096)
+        fs.read(big, 32 << 10, 1000)
+        data = fs.read(big, (64 << 10) - 500, 1000)  # the first block came by itself
+        assert data == BIG[(64 << 10) - 500 : (64 << 10) + 500]
+        assert directory.used_bytes == 0
+    finally:
+        gate.set()
+    until(lambda: directory.used_bytes >= MIB)
+    assert read_all(fs, big, len(BIG)) == BIG
+    assert store.asked_bytes == len(BIG)
 
 
 def test_content_without_read_ahead(opened: Open) -> None:

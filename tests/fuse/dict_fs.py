@@ -5,7 +5,7 @@
 
 import errno
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from amlmount.vfs.base import ROOT_NODE_ID, FsStats, Node, NodeKind, WouldBlock
 
@@ -92,6 +92,10 @@ class DictFileSystem:
         with self._lock:
             self.references += 1
             node.nlookup += 1
+
+    def remember_all(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            self.remember(node)
 
     def forget(self, node_id: int, nlookup: int) -> None:
         with self._lock:

@@ -5,7 +5,7 @@ What is the same for every inode of a mount (timeouts, owner, mode) is packed on
 
 import stat
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from amlmount.config.spec import Ownership, Policy
 from amlmount.fuse.protocol import DIRENT_HEADER, NAME_MAX_BYTES
@@ -22,7 +22,6 @@ _ATTR = struct.Struct("<16s6Q3I28s")
 _ENTRY_FORMAT = "<QQ24s6Q3I28s"
 _ENTRY = struct.Struct(_ENTRY_FORMAT)
 
-Sent = Callable[[Node], object]
 Filled = tuple[int, int]  # where to go on in the listing, bytes written
 
 
@@ -73,8 +72,8 @@ class InodePacker:
         )
         # fmt: on
 
-    def fill_plus(self, listing: Sequence[Node], start: int, cookie: int, buffer: memoryview, sent: Sent) -> Filled:
-        """Write direntplus records of `listing[start:]` into `buffer`, and hand each node written to `sent`.
+    def fill_plus(self, listing: Sequence[Node], start: int, cookie: int, buffer: memoryview) -> Filled:
+        """Write direntplus records of `listing[start:]` into `buffer`; the kernel gets a reference by each.
 
         `cookie` is the offset that the record of `listing[0]` bears; the kernel hands it back to go on behind it.
         A name the kernel would not take (it would refuse the whole directory) is left out.
@@ -102,7 +101,6 @@ class InodePacker:
                 ino, cookie + index, length, type_, name,
             )
             # fmt: on
-            sent(node)
             position += record.size
         return len(listing), position
 

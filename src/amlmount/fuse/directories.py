@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from amlmount.config.spec import Policy
 from amlmount.fuse.attributes import InodePacker, dirent
-from amlmount.fuse.protocol import DIRENT_HEADER, ENTRY_OUT, OpenFlag
+from amlmount.fuse.protocol import DIRENT_HEADER, ENTRY_OUT, NAME_MAX_BYTES, OpenFlag
 from amlmount.vfs.base import FileSystem, Node, WouldBlock
 from amlmount.vfs.entries import Entries, StreamsDirectories
 
@@ -128,7 +128,8 @@ class Directories:
 
     def _pack(self, listing: Sequence[Node], start: int, buffer: memoryview) -> tuple[memoryview, int]:
         """Return records of `listing[start:]`, and the offset behind the last of them."""
-        index, used = self._packer.fill_plus(listing, start, _FIRST_COOKIE, buffer, self._fs.remember)
+        index, used = self._packer.fill_plus(listing, start, _FIRST_COOKIE, buffer)
+        self._fs.remember_all([node for node in listing[start:index] if len(node.name) <= NAME_MAX_BYTES])
         return buffer[:used], index + 2
 
     def _drop_ahead(self, stream: _Stream) -> None:

@@ -125,6 +125,10 @@ class FileSystem(Protocol):
         """Count one reference the kernel now holds (an entry was sent to it)."""
         ...
 
+    def remember_all(self, nodes: Sequence[Node]) -> None:
+        """Do what `remember` does for each: a directory's entries were sent."""
+        ...
+
     def forget(self, node_id: int, nlookup: int) -> None:
         """Take references back; an inode nobody refers to and that is not current is dropped."""
         ...

@@ -195,6 +195,11 @@ class BlobFileSystem:
         with self._lock:
             self._tree.remember(node)
 
+    def remember_all(self, nodes: Sequence[Node]) -> None:
+        """See FileSystem.remember_all."""
+        with self._lock:
+            self._tree.remember_all(nodes)
+
     def forget(self, node_id: int, nlookup: int) -> None:
         """See FileSystem.forget."""
         with self._lock:

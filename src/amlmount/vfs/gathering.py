@@ -50,8 +50,7 @@ class Gathering:
         self.hidden += listing.hidden
         nodes = self._tree.arrange(directory, listing)
         with self._listed:
-            for name, node in nodes.items():
-                nodes[name] = self._tree.settle(node)
+            self._tree.settle_all(nodes)
             self._merge(nodes)
             self._listed.notify_all()
         return len(page.objects) + len(page.prefixes)
@@ -68,7 +67,7 @@ class Gathering:
 
     def _merge(self, nodes: dict[bytes, Node]) -> None:
         known = self._fetch.children
-        twice = known.keys() & nodes.keys() if known else ()
+        twice = () if known.keys().isdisjoint(nodes) else known.keys() & nodes.keys()
         for name in twice:
             self._settle_twice(name, known[name], nodes.pop(name))
         if nodes:

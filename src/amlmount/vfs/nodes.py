@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Protocol
+from zlib import crc32
 
 from amlmount.stores.base import ObjectInfo, ObjectStore
 from amlmount.vfs.base import ROOT_NODE_ID, Node, NodeKind
@@ -21,6 +22,7 @@ _FIRST_ID = ROOT_NODE_ID + 1
 STALE = -math.inf
 IS_SYMLINK = "is_symlink"  # metadata by which blobfuse2 tells a symlink; the target is the content
 _FILE = NodeKind.FILE
+_SPREAD = 0x9E3779B97F4A7C15  # odd: two sums never come to the same
 
 
 class Source:
@@ -102,7 +104,10 @@ class _Hash(Protocol):
 
 
 class Numbers:
-    """Makes inode numbers of `bits` bits; tests take few, to see collisions."""
+    """Makes inode numbers of `bits` bits; tests take few, to see collisions.
+
+    The number of a file's version is that of its path, mixed with a sum of its etag: one hash less for every name.
+    """
 
     def __init__(self, bits: int = ID_BITS) -> None:
         self._mask = (1 << bits) - 1
@@ -141,8 +146,7 @@ def _make_file(
     state = copy()
     state.update(name)
     ino = int.from_bytes(state.digest(), "little") & mask
-    state.update(f"\0{info.etag}".encode("utf-8", "surrogateescape"))
-    node_id = int.from_bytes(state.digest(), "little") & mask
+    node_id = (ino ^ (crc32(info.etag.encode("utf-8", "surrogateescape")) + 1) * _SPREAD) & mask
     if ino < _FIRST_ID or node_id < _FIRST_ID:
         ino, node_id = max(ino, _FIRST_ID), max(node_id, _FIRST_ID)
     node = FileNode(node_id, ino, parent_id, name, source, info)

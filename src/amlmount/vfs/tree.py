@@ -122,15 +122,21 @@ class Tree:
             parent.children = {**parent.children, old.name: new}
 
     def _enter(self, added: list[Node], children: dict[bytes, Node]) -> None:
-        by_id = {node.node_id: node for node in added}
-        if len(by_id) == len(added) and self.nodes.keys().isdisjoint(by_id):
-            self.nodes.update(by_id)
-        else:
-            for index, node in enumerate(added):
-                added[index] = children[node.name] = self.settle(node)
+        enter = self.nodes.setdefault
+        others = [index for index, node in enumerate(added) if enter(node.node_id, node) is not node]
+        for index in others:
+            node = added[index]
+            added[index] = children[node.name] = self.settle(node)
         files = [node for node in added if node.kind is not NodeKind.DIRECTORY]
         self.file_count += len(files)
         self.size_bytes += sum([node.size_bytes for node in files])
+
+    def settle_all(self, nodes: dict[bytes, Node]) -> None:
+        """Settle what a dictionary leads to, in place. Needs the lock."""
+        enter = self.nodes.setdefault
+        others = [(name, node) for name, node in nodes.items() if enter(node.node_id, node) is not node]
+        for name, node in others:
+            nodes[name] = self.settle(node)
 
     def settle(self, node: Node) -> Node:
         """Give a node its number for good; the very same thing, still known to the kernel, comes back instead.
@@ -176,6 +182,12 @@ class Tree:
     def remember(self, node: Node) -> None:
         """Count a reference; a node that was dropped meanwhile is known again. Needs the lock."""
         self.nodes.setdefault(node.node_id, node).nlookup += 1
+
+    def remember_all(self, nodes: Iterable[Node]) -> None:
+        """Count a reference to each. Needs the lock."""
+        know = self.nodes.setdefault
+        for node in nodes:
+            know(node.node_id, node).nlookup += 1
 
     def forget(self, node_id: int, nlookup: int) -> None:
         """Take references back and drop the node if that was the last use of it. Needs the lock."""
