@@ -160,7 +160,7 @@ class FakeHost:
     def __post_init__(self) -> None:
         self.may_end.set()
 
-    def prepare_target(self, target: str) -> MadeTarget:
+    def prepare_target(self, target: str, *, keep_dead: bool = False) -> MadeTarget:
         if target in self.refused:
             raise self.refused[target]
         if target in self.present:
@@ -180,7 +180,7 @@ class FakeHost:
     def remove_target(self, made: MadeTarget) -> None:
         self.present.difference_update(set(made.created) - self.mounted)
 
-    def end_leftover(self, record: MountRecord) -> None:
+    def end_leftover(self, record: MountRecord, *, keep_dead: bool = False) -> None:
         self.ended.append(record)
         assert self.may_end.wait(5)
         self.mounted.discard(record.target)
@@ -188,8 +188,11 @@ class FakeHost:
     def has_mount(self, record: MountRecord) -> bool:
         return record.target in self.mounted
 
-    def take_off(self, record: MountRecord) -> None:
-        self.mounted.discard(record.target)
+    def take_off(self, target: str, mount_id: int) -> None:
+        self.mounted.discard(target)
+
+    def dead_mount(self, target: str) -> int | None:
+        return None
 
     def evidence(self, pid: int) -> dict[str, str]:
         return {}

@@ -30,7 +30,7 @@ from amlmount.engines.blobfuse2.places import Places
 from amlmount.engines.forkserver import ForkServer
 from amlmount.errors import AmlmountError, ConfigError, DaemonUnreachableError
 from amlmount.states import MountStatus, Plan
-from amlmount.supervisor import AccountSupervisor, CacheKeeper, KernelHost, RecordStore, RefreshTimer, Surroundings
+from amlmount.supervisor import AccountSupervisor, CacheKeeper, KernelHost, RecordStore, RefreshTimer, Surroundings, TableWatch
 from amlmount.systemd import notify, passed_descriptors
 
 log = logging.getLogger(__name__)
@@ -162,6 +162,7 @@ class _Daemon:
             undo.callback(self._forks.close)
             undo.callback(self._store.close)
             self.supervisor.recover(self._store.recall())
+            undo.callback(TableWatch(self.supervisor.look_at).close)
             undo.push_async_callback(self._server.close)
             await self._server.open()
             undo.push_async_callback(self._close_mounts)

@@ -139,8 +139,8 @@ class TakesOver(Engine, Protocol):
     def adopt(self, claim: Claim) -> Running:
         """Take over from an earlier daemon; the descriptors are ours then. Never waits.
 
-        `exited` is resolved already if the process is gone: then this is for `take_over`. Raises AmlmountError (and
-        leaves the descriptors to the caller) if something is missing.
+        `exited` is resolved already if the process is gone: then this is for `take_over`. Raises AmlmountError if
+        something is missing; the descriptors are closed then.
         """
         ...
 
@@ -159,4 +159,11 @@ class Replaces(TakesOver, Protocol):
 
     async def start_beneath(self, spec: MountSpec, *, timeout_s: float) -> Running:
         """As `start`, but beneath what is mounted at the target: it shows when that is taken away."""
+        ...
+
+    async def abandon(self, running: Running, *, timeout_s: float) -> None:
+        """End its processes and its connection, so that callers get errors, and leave the dead mount where it is.
+
+        Its descriptors are closed. Works in any state, and never blocks on the mount.
+        """
         ...

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from amlmount.config.spec import MountSpec
+from amlmount.descriptors.base import close_all
+from amlmount.descriptors.rescue import rescue
 from amlmount.engines.attaching import (
     Connection,
     close_descriptors,
@@ -32,11 +34,14 @@ from amlmount.engines.forkserver import ForkServer
 from amlmount.engines.offload import in_thread
 from amlmount.errors import AmlmountError, MountFailedError, WaitTimeoutError
 from amlmount.mounts import connection
+from amlmount.mounts.fusemount import DEV_FUSE
 from amlmount.mounts.mountinfo import MountEntry
 from amlmount.mounts.paths import find_mount
 from amlmount.mounts.target import TargetPlan
+from amlmount.run import is_same_process
 from amlmount.worker.attach import SUBTYPE
-from amlmount.worker.estate import Pulse, make_estate, owner_of
+from amlmount.worker.channel import pair
+from amlmount.worker.estate import NAME, Pulse, make_estate, owner_of
 from amlmount.worker.orders import EXIT, NEGOTIATED, READY, SERVE, SERVING, StartOrder
 
 ABORTED_GRACE_S = 1.0
@@ -126,6 +131,18 @@ class PythonEngine:
             raise AmlmountError(f"cannot ask '{running.spec.name}': its worker is gone")
         return await child.ask(what, how, timeout_s=timeout_s)
 
+    async def abandon(self, running: Running, *, timeout_s: float) -> None:
+        """See Replaces. A worker whose mount was taken away by somebody else goes on with what is open."""
+        child, entry = self._children.get(running.pid), mount_of(running)
+        if child is not None and entry is None:
+            child.let_go()
+        elif child is not None:
+            await _end(child, running, entry)
+        elif entry is not None and is_connected(running.fuse_fd):
+            with suppress(AmlmountError):
+                await in_thread(lambda: connection.abort(entry))
+        close_descriptors(running)
+
     # --- see TakesOver -----------------------------------------------------------------------------------------------
 
     def can_take_over(self, running: Running) -> bool:
@@ -165,14 +182,14 @@ class PythonEngine:
 
     def adopt(self, claim: Claim) -> Running:
         """See TakesOver."""
-        if claim.negotiated is None or not {"fuse", "estate", "channel"} <= claim.descriptors.keys():
-            raise AmlmountError(f"cannot adopt '{claim.spec.name}': not all of its descriptors were kept")
-        fuse_fd, estate_fd, channel_fd = (claim.descriptors[kind] for kind in ("fuse", "estate", "channel"))
+        descriptors = self._complete(claim)
+        fuse_fd, estate_fd, channel_fd = (descriptors[kind] for kind in ("fuse", "estate", "channel"))
         path = os.path.join(self._log_dir, f"{claim.spec.name}.log") if self._log_dir else None
         child = Child.adopt(claim.pid, claim.pid_start_time, channel_fd, path)
         if not child.exited.done():
             self._keep(child)
-            if owner_of(estate_fd) != claim.pid:  # it was about to serve when its daemon died, and never will
+            if owner_of(estate_fd) != claim.pid or "channel" not in claim.descriptors:
+                # It was about to serve when its daemon died, and never will; or nobody can talk to it any more.
                 child.process.send_signal(signal.SIGKILL)
         return Running(
             claim.spec,
@@ -185,6 +202,21 @@ class PythonEngine:
             estate_fd=estate_fd,
             negotiated=claim.negotiated,
         )
+
+    def _complete(self, claim: Claim) -> dict[str, int]:
+        """Return all descriptors; what was not kept comes from the worker itself, or this raises AmlmountError."""
+        found = dict(claim.descriptors)
+        if claim.negotiated is not None and not {"fuse", "estate"} <= found.keys():
+            close_all(found.values())
+            found = _from_worker(claim)
+        if claim.negotiated is None or not {"fuse", "estate"} <= found.keys():
+            close_all(found.values())
+            raise AmlmountError(f"cannot adopt '{claim.spec.name}': its descriptors were not kept")
+        if "channel" not in found:
+            ours, theirs = pair()
+            theirs.close()
+            found["channel"] = ours.detach()
+        return found
 
     def is_hung(self, running: Running) -> bool:
         """See TakesOver: something is unread, and the worker has read nothing since the last time it was so."""
@@ -294,6 +326,20 @@ class PythonEngine:
                 return True
         child.let_go()
         return True
+
+
+def _from_worker(claim: Claim) -> dict[str, int]:
+    """Take the descriptors back from the worker that has them."""
+    try:
+        pidfd = os.pidfd_open(claim.pid)
+    except ProcessLookupError:
+        return {}
+    try:
+        if not is_same_process(claim.pid, claim.pid_start_time):
+            return {}
+        return rescue(pidfd, claim.pid, {DEV_FUSE: "fuse", f"/memfd:{NAME} (deleted)": "estate"})
+    finally:
+        os.close(pidfd)
 
 
 async def _secure_nothing(running: Running) -> None:

@@ -11,6 +11,7 @@ from amlmount.supervisor.records import MadeTarget, MountRecord, RecordStore
 from amlmount.supervisor.refreshing import RefreshTimer
 from amlmount.supervisor.supervise import Supervisor
 from amlmount.supervisor.surroundings import Surroundings
+from amlmount.supervisor.watching import TableWatch
 
 __all__ = [
     "AccountSupervisor",
@@ -24,4 +25,5 @@ __all__ = [
     "RefreshTimer",
     "Supervisor",
     "Surroundings",
+    "TableWatch",
 ]

@@ -96,18 +96,26 @@ async def adopt(
     try:
         if record.next is not None and await asyncio.to_thread(around.host.has_mount, record.next):
             # It is in place, the old one perhaps still on top of it.
-            await asyncio.to_thread(around.host.take_off, record)
+            if record.mount_id is not None:
+                await asyncio.to_thread(around.host.take_off, record.target, record.mount_id)
             record, ours, upcoming = record.next, upcoming or ours, ours if upcoming else {}
         adopted = await _try(around, record, ours)
     except Exception as error:
         log.warning("%s: cannot be adopted: %s", record.name, error)
         adopted = None
-    close((upcoming if adopted is not None else descriptors).values())
+    close([*ours.values(), *upcoming.values()])  # `ours` is empty once an engine has them
     if adopted is None:
         await let_go(around, record.name)
         return None
     await only(around, adopted[0], record.made, adopted[2])
     return adopted
+
+
+async def take_off_dead(around: Surroundings, target: str, *, but: int | None = None) -> None:
+    """Detach the dead mounts of ours that lie on top at `target`, down to the one with the id `but`."""
+    while (dead := await asyncio.to_thread(around.host.dead_mount, target)) not in (None, but):
+        assert dead is not None
+        await asyncio.to_thread(around.host.take_off, target, dead)
 
 
 def spec_in(record: MountRecord) -> MountSpec | None:
@@ -134,8 +142,10 @@ async def _try(
         return None
     if not await asyncio.to_thread(around.host.has_mount, record):
         return None
+    await take_off_dead(around, spec.target, but=record.mount_id)
     engine, why = await asyncio.to_thread(around.select_engine, spec.model_copy(update={"engine": record.engine}))
     if not isinstance(engine, TakesOver) or engine.name != record.engine:
         return None
-    claim = Claim(spec, record.pid, record.pid_start_time, record.mount_id, record.negotiated, descriptors)
+    claim = Claim(spec, record.pid, record.pid_start_time, record.mount_id, record.negotiated, dict(descriptors))
+    descriptors.clear()
     return engine, why, engine.adopt(claim)

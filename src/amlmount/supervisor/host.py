@@ -24,8 +24,11 @@ EVIDENCE_CHARS = 2000
 class Host(Protocol):
     """Targets, and what a killed daemon left behind."""
 
-    def prepare_target(self, target: str) -> MadeTarget:
-        """Make sure an engine can mount at `target`; say which directories had to be made. Raises AmlmountError."""
+    def prepare_target(self, target: str, *, keep_dead: bool = False) -> MadeTarget:
+        """Make sure an engine can mount at `target`; say which directories had to be made. Raises AmlmountError.
+
+        A dead mount of ours that is in the way is detached, unless it is to be kept until another is beneath it.
+        """
         ...
 
     def plan_target(self, target: str) -> MadeTarget:
@@ -40,16 +43,23 @@ class Host(Protocol):
         """Remove directories that `prepare_target` made; one that is in use or has content stays."""
         ...
 
-    def end_leftover(self, record: MountRecord) -> None:
-        """End the process and the mount that `record` claims, as far as /proc and the mount table prove the claim."""
+    def end_leftover(self, record: MountRecord, *, keep_dead: bool = False) -> None:
+        """End the process and the mount that `record` claims, as far as /proc and the mount table prove the claim.
+
+        With `keep_dead` the mount stays where it is, dead, until another is beneath it.
+        """
         ...
 
     def has_mount(self, record: MountRecord) -> bool:
         """Say whether the kernel still has the very mount of `record`; its directories count as ours from then on."""
         ...
 
-    def take_off(self, record: MountRecord) -> None:
-        """Detach the very mount of `record` if it is the topmost at its target; what is open there goes on."""
+    def take_off(self, target: str, mount_id: int) -> None:
+        """Detach the very mount with this id if it is the topmost at `target`; what is open there goes on."""
+        ...
+
+    def dead_mount(self, target: str) -> int | None:
+        """Return the id of a dead mount of ours that lies at `target` (on top, if there are several), None without."""
         ...
 
     def evidence(self, pid: int) -> dict[str, str]:
@@ -65,10 +75,12 @@ class KernelHost:
         self._lock = threading.Lock()
         self._made: set[str] = set()
 
-    def prepare_target(self, target: str) -> MadeTarget:
-        """See Host. A dead mount of ours that is in the way is cleared away."""
+    def prepare_target(self, target: str, *, keep_dead: bool = False) -> MadeTarget:
+        """See Host."""
         with self._lock:
             plan = mounts.prepare_target(target)
+            if plan.occupant == "dead" and keep_dead:
+                return MadeTarget()
             if plan.occupant == "dead":
                 mounts.unmount(plan.path, lazy=True)
                 plan = mounts.prepare_target(target)
@@ -99,7 +111,7 @@ class KernelHost:
                 plan = mounts.TargetPlan(made.created[-1], made.created, made.device)
                 self._made.difference_update(mounts.remove_target(plan))
 
-    def end_leftover(self, record: MountRecord) -> None:
+    def end_leftover(self, record: MountRecord, *, keep_dead: bool = False) -> None:
         """See Host."""
         self._made.update(record.made.created)
         if record.boot_id != current_boot_id():
@@ -107,9 +119,12 @@ class KernelHost:
         if record.engine == "blobfuse2" and record.pid is not None and record.pid_start_time is not None:
             _end_blobfuse2(record, record.pid, record.pid_start_time)
             return
-        _end_mount(record)
+        if not keep_dead:
+            _end_mount(record)
         if record.pid is not None and record.pid_start_time is not None:
             _end_process(record.pid, record.pid_start_time)
+        if keep_dead and self.dead_mount(record.target) is None:  # somebody else holds its descriptor
+            _end_mount(record)
 
     def has_mount(self, record: MountRecord) -> bool:
         """See Host."""
@@ -122,11 +137,17 @@ class KernelHost:
             self._made.update(record.made.created)
         return True
 
-    def take_off(self, record: MountRecord) -> None:
+    def take_off(self, target: str, mount_id: int) -> None:
         """See Host."""
-        entry = mounts.find_mount(record.target)
-        if entry is not None and entry.mount_id == record.mount_id and mounts.is_ours(entry):
-            mounts.unmount(record.target, lazy=True)
+        entry = mounts.find_mount(target)
+        if entry is not None and entry.mount_id == mount_id and mounts.is_ours(entry):
+            mounts.unmount(target, lazy=True)
+
+    def dead_mount(self, target: str) -> int | None:
+        """See Host."""
+        entry = mounts.find_mount(target)
+        is_dead = entry is not None and mounts.is_ours(entry) and mounts.is_dead(entry)
+        return entry.mount_id if entry is not None and is_dead else None
 
     def evidence(self, pid: int) -> dict[str, str]:
         """See Host."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from amlmount.config.spec import MountSpec
 from amlmount.errors import NotFoundError
+from amlmount.mounts import MountEntry
 from amlmount.states import COMING, SERVING, Change, Failure, MountState, MountStatus, Outcome, Plan, Unwanted, Wanted
 from amlmount.supervisor.adoption import close, grouped, let_go, spec_in
 from amlmount.supervisor.owner import MountOwner
@@ -87,6 +88,11 @@ class Supervisor:
     def listen(self, listener: Progress) -> None:
         """Call `listener` with the new status at every change of any mount, from now on."""
         self._listeners.append(listener)
+
+    def look_at(self, table: list[MountEntry]) -> None:
+        """Take in the mount table after a change of it."""
+        for owner in list(self._owners.values()):
+            owner.look_at(table)
 
     async def plan(self, names: Sequence[str] | None) -> list[Plan]:
         """Say what `up` would do, and do nothing. Raises NotFoundError."""

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from amlmount.config.spec import MountSpec
 from amlmount.descriptors import DescriptorStore, NoStore
@@ -69,10 +70,15 @@ def _naming(message: str, verb: str, name: str) -> str:
     return f"{begin}: {message}"
 
 
-async def clear_leftover(around: Surroundings, record: MountRecord, *, keep_target: bool) -> None:
-    """End what a killed daemon left of one mount; the directories it made go too unless they are to be kept."""
+async def clear_leftover(
+    around: Surroundings, record: MountRecord, *, keep_target: bool, keep_dead: bool = False
+) -> None:
+    """End what a killed daemon left of one mount; the directories it made go too unless they are to be kept.
+
+    `keep_dead`: the mount stays, dead, until another is beneath it.
+    """
     try:
-        await asyncio.to_thread(around.host.end_leftover, record)
+        await asyncio.to_thread(partial(around.host.end_leftover, record, keep_dead=keep_dead))
         if not keep_target:
             await asyncio.to_thread(around.host.remove_target, record.made)
     except Exception:

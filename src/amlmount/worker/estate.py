@@ -22,6 +22,7 @@ from amlmount.vfs.filesystem import BlobFileSystem
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+NAME = "amlmount-estate"
 _MAGIC = b"amlmount"
 _HEADER = struct.Struct("<8sQ")  # magic, format
 _PULSE_AT = 16
@@ -38,7 +39,7 @@ SLACK_BYTES = 1 << 20  # how much outdated journal is not worth rewriting it
 
 def make_estate() -> int:
     """Return the descriptor of a new, empty estate (close-on-exec)."""
-    fd = os.memfd_create("amlmount-estate", os.MFD_CLOEXEC)
+    fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
     os.ftruncate(fd, JOURNAL_AT)
     os.pwrite(fd, _HEADER.pack(_MAGIC, FORMAT), 0)
     os.pwrite(fd, _JOURNAL.pack(JOURNAL_AT, 0), _JOURNAL_AT)
