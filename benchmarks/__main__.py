@@ -21,6 +21,7 @@ def lines(folder: Path, trials: int) -> Iterator[Line]:
     container = workload.make_small(folder / "container")
     yield from small_files.listing_lines(container, trials)
     yield from small_files.epoch_lines(container, trials)
+    yield from small_files.front_lines(container, trials)
     yield help_time.help_line(trials)
     yield from footprint.footprint_lines(container)
 

@@ -29,8 +29,17 @@ from amlmount.engines import select_engine
 from amlmount.engines.blobfuse2.places import Places
 from amlmount.engines.forkserver import ForkServer
 from amlmount.errors import AmlmountError, ConfigError, DaemonUnreachableError
+from amlmount.mounts import clear_fronts
 from amlmount.states import MountStatus, Plan
-from amlmount.supervisor import AccountSupervisor, CacheKeeper, KernelHost, RecordStore, RefreshTimer, Surroundings, TableWatch
+from amlmount.supervisor import (
+    AccountSupervisor,
+    CacheKeeper,
+    KernelHost,
+    RecordStore,
+    RefreshTimer,
+    Surroundings,
+    TableWatch,
+)
 from amlmount.systemd import notify, passed_descriptors
 
 log = logging.getLogger(__name__)
@@ -126,7 +135,10 @@ def _make_supervisor(
 ) -> AccountSupervisor:
     records = RecordStore(os.path.join(options.locations.runtime_dir, "mounts"))
     places = Places.of(options.locations, _log_dir(options))
-    select = functools.partial(select_engine, log_dir=_log_dir(options), places=places, forks=forks)
+    runtime_dir = str(options.locations.runtime_dir)
+    select = functools.partial(
+        select_engine, log_dir=_log_dir(options), places=places, forks=forks, front_dir=runtime_dir
+    )
     return AccountSupervisor(
         Surroundings(select, KernelHost(), records, store or NoStore(), prepare_cache=prepare_cache), specs
     )
@@ -144,7 +156,7 @@ class _Daemon:
         self._sudo_uid = _env_number("SUDO_UID")
         self._config = _read_config(options, needed=False)
         self._forks = ForkServer()
-        self._store = open_store(str(options.locations.runtime_dir))
+        self._store = open_store(self._runtime_dir)
         self.supervisor = _make_supervisor(options, self._specs(self._config), self._forks, self._store)
         self._caches = CacheKeeper(self.supervisor, lambda: self._config.cache)
         self._server = ApiServer(self, str(options.locations.socket))
@@ -161,6 +173,8 @@ class _Daemon:
             self._watch_signals()
             undo.callback(self._forks.close)
             undo.callback(self._store.close)
+            undo.callback(clear_fronts, self._runtime_dir)
+            clear_fronts(self._runtime_dir)
             self.supervisor.recover(self._store.recall())
             undo.callback(TableWatch(self.supervisor.look_at).close)
             undo.push_async_callback(self._server.close)
@@ -242,6 +256,10 @@ class _Daemon:
             await self.supervisor.leave(timeout_s=CLOSE_TIMEOUT_S)
         else:
             await self.supervisor.close(timeout_s=CLOSE_TIMEOUT_S)
+
+    @property
+    def _runtime_dir(self) -> str:
+        return str(self._options.locations.runtime_dir)
 
     @property
     def _socket(self) -> str:

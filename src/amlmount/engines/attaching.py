@@ -20,10 +20,12 @@ from amlmount.fuse.negotiate import minor_cap
 from amlmount.mounts import connection
 from amlmount.mounts.detached import attach as attach_detached
 from amlmount.mounts.detached import open_detached
+from amlmount.mounts.front import open_front
 from amlmount.mounts.fusemount import unmount
 from amlmount.mounts.mountinfo import MountEntry, read_mounts
 from amlmount.mounts.paths import canonical, find_mount
 from amlmount.mounts.syscalls import MNT_DETACH, has_sys_admin, umount2
+from amlmount.mounts.target import is_ours
 from amlmount.worker.attach import SUBTYPE, attach
 
 UNDO_TIMEOUT_S = 5.0
@@ -73,6 +75,23 @@ def mount_id_of(made: Connection) -> int:
     return entry.mount_id
 
 
+async def raise_front(made: Connection, folder: str) -> None:
+    """Put an overlay in front of a mount that answers and is attached nowhere yet; they are one from then on.
+
+    Raises MountFailedError, and the mount is as it was.
+    """
+    spec, below_fd = made.spec, made.mount_fd
+    job = in_thread(lambda: open_front(below_fd, folder, spec.name, spec.description))
+    try:
+        made.mount_fd = await asyncio.shield(job)
+    except asyncio.CancelledError:
+        await asyncio.wait([job], timeout=UNDO_TIMEOUT_S)
+        if job.done() and job.exception() is None:
+            os.close(job.result())
+        raise
+    os.close(below_fd)
+
+
 async def put_in_place(made: Connection, *, beneath: bool) -> None:
     """Attach the mount at its target if it is not there yet, `beneath` what is. Raises MountFailedError."""
     target = made.spec.target
@@ -114,7 +133,13 @@ def mount_with_id(target: str, mount_id: int) -> MountEntry | None:
     mounts = read_mounts()
     place = canonical(target, mounts)
     found = (entry for entry in mounts if entry.mount_id == mount_id and entry.mount_point == place)
-    return next((entry for entry in found if entry.subtype == SUBTYPE), None)
+    return next((entry for entry in found if is_ours(entry)), None)
+
+
+def is_front(target: str, mount_id: int) -> bool:
+    """Say whether our mount with that id is an overlay in front of what is served."""
+    entry = mount_with_id(target, mount_id)
+    return entry is not None and entry.front_of is not None
 
 
 async def detach(entry: MountEntry, *, lazy: bool, timeout_s: float) -> None:

@@ -47,7 +47,8 @@ class Running:
     `pid_start_time` is field 22 of /proc/PID/stat (clock ticks since boot): with `pid` it names the process
     for ever. `mount_id` is the kernel's, as in mountinfo. `fuse_fd` belongs to whoever holds this object, and so does
     `estate_fd`: what a successor needs besides (-1 where there is none). `negotiated` is what INIT agreed on, which a
-    successor is not told again. The engine calls `on_stale` (with the reason) when only a new mount can go on well.
+    successor is not told again. `has_front`: an overlay stands before it, which takes no change of what it shows. The
+    engine calls `on_stale` (with the reason) when only a new mount can go on well.
     """
 
     spec: MountSpec
@@ -59,6 +60,7 @@ class Running:
     exited: "Future[ExitReason]"
     estate_fd: int = -1
     negotiated: dict[str, int] | None = None
+    has_front: bool = False
     on_stale: Callable[[str], None] = lambda why: None
 
 

@@ -21,16 +21,19 @@ from amlmount.engines.attaching import (
     detach,
     has_unread,
     is_connected,
+    is_front,
     mount_id_of,
     mount_of,
     open_connection,
     put_in_place,
+    raise_front,
     take_away,
     why_not_beneath,
 )
 from amlmount.engines.base import Claim, Running
 from amlmount.engines.child import Child
 from amlmount.engines.forkserver import ForkServer
+from amlmount.engines.fronting import why_no_front
 from amlmount.engines.offload import in_thread
 from amlmount.errors import AmlmountError, MountFailedError, WaitTimeoutError
 from amlmount.mounts import connection
@@ -61,7 +64,7 @@ class PythonEngine:
     """Starts and stops workers. Bound to the event loop it is used in; see `amlmount.engines.base.Engine`.
 
     `log_dir`: where workers log, one bounded file a mount (None: files without a name, for the last words only).
-    `forks` makes them quickly; without it each loads its code anew.
+    `forks` makes them quickly; without it each loads its code anew. `front_dir`: where overlays in front are made.
     """
 
     name = "python"
@@ -73,11 +76,13 @@ class PythonEngine:
         tie: CallerTie | None = None,
         verbose: bool = False,
         forks: ForkServer | None = None,
+        front_dir: str | None = None,
     ) -> None:
         self._log_dir = log_dir
         self._tie = tie
         self._verbose = verbose
         self._forks = forks
+        self._front_dir = front_dir
         self._children: dict[int, Child] = {}
         self._unread_at: dict[int, int] = {}
         self.secure: Callable[[Running], Awaitable[None]] = _secure_nothing
@@ -201,6 +206,7 @@ class PythonEngine:
             child.exited,
             estate_fd=estate_fd,
             negotiated=claim.negotiated,
+            has_front=is_front(claim.spec.target, claim.mount_id),
         )
 
     def _complete(self, claim: Claim) -> dict[str, int]:
@@ -266,8 +272,10 @@ class PythonEngine:
         await child.tell({"op": SERVE}, [made.fuse_fd, estate_fd, *made.descriptors[1:]])
         negotiated = (await child.expect(NEGOTIATED)).body["negotiated"]
         await child.expect(SERVING)
+        has_front = await self._raise_front(made)
         running = replace(
             self._running(spec, child, mount_id_of(made)),
+            has_front=has_front,
             fuse_fd=made.fuse_fd,
             estate_fd=estate_fd,
             negotiated=negotiated,
@@ -277,6 +285,21 @@ class PythonEngine:
         await self.secure(running)
         await put_in_place(made, beneath=beneath)
         return running
+
+    async def _raise_front(self, made: Connection) -> bool:
+        spec, why = made.spec, why_no_front(made.spec, self._front_dir)
+        if made.mount_fd < 0:
+            why = why or "this machine cannot make mounts that are attached nowhere"
+        if why is None and self._front_dir is not None:
+            try:
+                await raise_front(made, self._front_dir)
+                return True
+            except MountFailedError as error:
+                why = error.message
+        if spec.front == "overlay":
+            raise MountFailedError(f"cannot mount '{spec.name}' with a front: {why}", hint="write front: auto")
+        log.debug("%s: no front: %s", spec.name, why)
+        return False
 
     async def _bring_up_tied(self, spec: MountSpec, child: Child, undo: AsyncExitStack) -> Running:
         undo.push_async_callback(take_away, spec)

@@ -25,6 +25,7 @@ def select_engine(
     log_dir: str | None = None,
     places: "Places | None" = None,
     forks: "ForkServer | None" = None,
+    front_dir: str | None = None,
 ) -> tuple[Engine, str]:
     """Return a new engine for `spec` and why it is this one; `log_dir` is where its processes log, `forks` makes them.
 
@@ -46,7 +47,7 @@ def select_engine(
             f"cannot mount '{spec.name}' for writing: the python engine only reads so far ({why})",
             hint="install blobfuse2 (amlmount install), or leave out 'read_only: false'",
         )
-    return PythonEngine(log_dir=log_dir, forks=forks), why
+    return PythonEngine(log_dir=log_dir, forks=forks, front_dir=front_dir), why
 
 
 def _find_blobfuse2(spec: MountSpec, places: "Places | None") -> "tuple[Binary | None, str]":

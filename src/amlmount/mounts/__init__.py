@@ -5,6 +5,7 @@ Other packages import from here, not from the modules.
 
 from amlmount.mounts.connection import abort, connection_id, fusectl_mounted, is_dead, waiting
 from amlmount.mounts.detached import attach, copy_of, open_detached
+from amlmount.mounts.front import clear_fronts, open_front
 from amlmount.mounts.fusemount import busy_error, open_and_mount, open_dev_fuse, unmount
 from amlmount.mounts.holders import Holder, holders
 from amlmount.mounts.mountinfo import MountEntry, MountWatch, read_mounts, topmost
@@ -21,6 +22,7 @@ __all__ = [
     "attach",
     "busy_error",
     "canonical",
+    "clear_fronts",
     "connection_id",
     "copy_of",
     "find_mount",
@@ -33,6 +35,7 @@ __all__ = [
     "open_and_mount",
     "open_detached",
     "open_dev_fuse",
+    "open_front",
     "prepare_target",
     "read_mounts",
     "remove_target",

@@ -18,8 +18,9 @@ _ABORTED = (1 << 32) - 1
 
 
 def connection_id(mount: MountEntry) -> int:
-    """Return the number of the connection in fusectl: the device number of the mount (its minor, as major is 0)."""
-    return (mount.dev_major << 20) | mount.dev_minor
+    """Return the number of the connection in fusectl: the device number of the mount (its minor, as major is 0),
+    for a front of ours that of the mount below."""
+    return (mount.dev_major << 20) | mount.dev_minor if mount.front_of is None else mount.front_of
 
 
 def fusectl_mounted() -> bool:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from amlmount.errors import AmlmountError
 
 MOUNTINFO = "/proc/self/mountinfo"
+FRONT_FOLDER = "amlmount-front"
+_FRONT = re.compile(rf"lowerdir=[^:]*/{FRONT_FOLDER}/[^/:]*\.(\d+):")
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
@@ -34,6 +36,19 @@ class MountEntry:
     def is_fuse(self) -> bool:
         """FUSE of any kind, ours or foreign (`fuse`, `fuse.<subtype>`, `fuseblk`), but not fusectl."""
         return self.fstype in ("fuse", "fuseblk") or self.fstype.startswith(("fuse.", "fuseblk."))
+
+    @property
+    def front_of(self) -> int | None:
+        """Of an overlay before a mount of ours (`mounts.front`): the minor device number of the FUSE mount below."""
+        if self.fstype != "overlay":
+            return None
+        found = (match for option in self.super_options if (match := _FRONT.match(option)))
+        return next((int(match[1]) for match in found), None)
+
+    @property
+    def asks_a_server(self) -> bool:
+        """FUSE, or a front of ours before it: whoever looks may wait for a process."""
+        return self.is_fuse or self.front_of is not None
 
     @property
     def subtype(self) -> str:

@@ -15,7 +15,7 @@ def canonical(path: str, mounts: list[MountEntry] | None = None) -> str:
 
     From the first FUSE mount point on, the rest is taken literally: nothing at or below it is looked at.
     """
-    fuse_points = {entry.mount_point for entry in (read_mounts() if mounts is None else mounts) if entry.is_fuse}
+    fuse_points = {entry.mount_point for entry in (read_mounts() if mounts is None else mounts) if entry.asks_a_server}
     todo = _steps(path if path.startswith("/") else os.path.join(os.getcwd(), path))
     done, followed = "/", 0
     while todo and done not in fuse_points:

@@ -35,6 +35,8 @@ class TargetPlan:
 
 def is_ours(mount: MountEntry, sources: tuple[str, ...] = ()) -> bool:
     """Say whether amlmount made this mount: by its subtype, or by a source that the caller knows to be its own."""
+    if mount.front_of is not None:
+        return True
     return mount.is_fuse and (mount.subtype in OUR_SUBTYPES or (bool(sources) and mount.source in sources))
 
 
@@ -83,7 +85,7 @@ def _occupant(target: str, mount: MountEntry, our_sources: tuple[str, ...]) -> O
 
 def _refuse_inside_fuse(target: str, path: str, mounts: list[MountEntry]) -> None:
     outer = mount_containing(os.path.dirname(path), mounts)
-    if outer is not None and outer.is_fuse:
+    if outer is not None and outer.asks_a_server:
         raise MountFailedError(
             f"cannot mount at '{target}': it lies inside another mount, {outer.mount_point} ({outer.fstype})",
             hint="choose a target on a local disk",

@@ -179,7 +179,7 @@ def _end_mount(record: MountRecord) -> None:
         return
     # Killed between mount and record: then nobody knows the id, but the place was empty when the record was begun.
     proven = entry.mount_id == record.mount_id if record.mount_id is not None else mounts.is_ours(entry)
-    if proven and entry.is_fuse:
+    if proven and entry.asks_a_server:
         with contextlib.suppress(NotFoundError):
             mounts.unmount(record.target, lazy=True)
 

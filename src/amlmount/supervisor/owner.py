@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from amlmount.engines.base import Askable, Engine, Replaces, Running
-from amlmount.errors import AmlmountError
+from amlmount.errors import AmlmountError, from_json
 from amlmount.mounts import MountEntry, is_ours
 from amlmount.states import (
     SERVING,
@@ -42,7 +42,20 @@ class MountOwner(ServedMount):
                 f"cannot ask '{name}': the {engine.name} engine answers no questions",
                 hint="write 'engine: python' for a mount that is to be refreshed at once",
             )
+        if what == "refresh" and running.has_front:
+            return await self._refresh_with_front(engine, running, how, timeout_s)
         return await engine.ask(running, what, how, timeout_s=timeout_s)
+
+    async def _refresh_with_front(
+        self, engine: Askable, running: Running, how: dict[str, Any], timeout_s: float
+    ) -> dict[str, Any]:
+        """Behind an overlay nothing may change, so what has changed is shown by a new mount in the old one's place."""
+        found = await engine.ask(running, "refresh", how | {"quiet": True}, timeout_s=timeout_s)
+        if any(found[kind] for kind in ("added", "removed", "changed")):
+            failure = await self.renew()
+            if failure is not None:
+                raise from_json(failure.to_json())
+        return found
 
     def look_at(self, table: list[MountEntry]) -> None:
         """Take in the mount table after a change of it: was our mount taken away by somebody else?"""

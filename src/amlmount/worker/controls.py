@@ -59,9 +59,18 @@ class Refresher:
         self._lock = threading.Lock()
 
     def refresh(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Return what changed, once the kernel knows it; names only up to MAX_NAMES. Raises the store's errors."""
+        """Return what changed, once the kernel knows it; names only up to MAX_NAMES. Raises the store's errors.
+
+        `quiet`: the kernel is not told, because a new mount is about to take the place of this one.
+        """
         with self._lock:
-            changes = self._files.refresh(asked.get("path"))
+            told = self._files.on_change
+            if asked.get("quiet"):
+                self._files.on_change = lambda directory, before: None
+            try:
+                changes = self._files.refresh(asked.get("path"))
+            finally:
+                self._files.on_change = told
             if not self._news.settle(KERNEL_PATIENCE_S):
                 raise WaitTimeoutError("cannot have the kernel forget what it knows: it does not get to it")
         kinds = [_kind(change) for change in changes]
