@@ -1,7 +1,8 @@
-"""Kill the worker of a mount again and again under readers that know every byte: `python -m benchmarks.survival`.
+"""Kill the worker of a mount, or replace the mount, again and again under readers that know every byte.
 
-Prints one JSON object: what the readers saw, and how long they waited. Exits 1 unless nothing went wrong, at least
-half of the kills came upon a request under way, and the median pause is within the target.
+`python -m benchmarks.survival [--kills 100] [--reloads 20]` prints one JSON object: what the readers saw, how long they
+waited, and whether descriptors, memory and the mount table are as they were. Exits 1 unless nothing went wrong, at
+least half of the kills came upon a request under way, and the median pause is within the target.
 """
 
 import argparse
@@ -19,15 +20,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from amlmount.config.spec import MountSpec
 from amlmount.engines import select_engine
 from amlmount.engines.forkserver import ForkServer
 from amlmount.fuse.negotiate import CAP_VARIABLE
-from amlmount.mounts import MountEntry, find_mount, waiting
+from amlmount.mounts import MountEntry, find_mount, read_mounts, waiting
 from amlmount.session.source import resolve_source
 from amlmount.states import MountState, MountStatus, RestartPolicy
 from amlmount.supervisor import KernelHost, RecordStore, Supervisor, Surroundings
 
 ORACLE = str(Path(__file__).with_name("oracle.py"))
+OPENER = """
+import os, sys, select, json
+paths = [os.path.join(top, name).replace(sys.argv[1], sys.argv[2])
+         for top, _, names in os.walk(sys.argv[1]) for name in names]
+found = {"opens": 0, "errors": []}
+while not select.select([0], [], [], 0)[0]:
+    for path in paths:
+        try:
+            fd = os.open(path, os.O_RDONLY)
+            os.read(fd, 1)
+            os.close(fd)
+            found["opens"] += 1
+        except OSError as error:
+            found["errors"].append(str(error))
+print(json.dumps(found))
+"""
 TARGET_PAUSE_S = 0.3
 BETWEEN_S = 0.25
 PATIENCE_S = 0.1
@@ -102,8 +120,36 @@ def pauses_s(kills: list[Kill], slow: list[tuple[float, float]]) -> list[float]:
     return found
 
 
-async def survive(folder: str, kills: int, threads: int, least: int) -> dict[str, Any]:
-    """Kill until `kills` are done and the readers have done `least` operations."""
+@dataclass(frozen=True)
+class Plan:
+    """How much of what. `openers`: processes that open, read 1 byte and close, as fast as they can."""
+
+    kills: int
+    reloads: int
+    threads: int
+    openers: int
+    least: int
+
+
+def belongings() -> dict[str, int]:
+    """Return what must not grow: descriptors and memory of this process, entries of the mount table."""
+    with open("/proc/self/status") as file:
+        memory = next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+    return {"descriptors": len(os.listdir("/proc/self/fd")), "rss_kib": memory, "mounts": len(read_mounts())}
+
+
+async def reload(run: Run, spec: MountSpec, turn: int) -> float:
+    """Replace the mount by one that differs, and return the seconds that took."""
+    policy = spec.policy.model_copy(update={"list_ttl_s": 100.0 + turn})
+    run.supervisor.update([spec.model_copy(update={"policy": policy, "description": f"turn {turn}"})])
+    begun = time.monotonic()
+    outcome = await run.supervisor.reload(timeout_s=60)
+    assert not outcome.errors and len(outcome.mounts) == 1, outcome
+    return time.monotonic() - begun
+
+
+async def survive(folder: str, plan: Plan) -> dict[str, Any]:
+    """Do what is planned, kills and reloads in turn, and return the report."""
     source, target = f"{folder}/source", f"{folder}/mount"
     make_files(source)
     spec = resolve_source(source, target, read_only=True, profile=None, engine="python")
@@ -119,27 +165,42 @@ async def survive(folder: str, kills: int, threads: int, least: int) -> dict[str
     outcome = await run.supervisor.up(None, wait=True, timeout_s=60)
     assert not outcome.errors, outcome.errors
     pipe = subprocess.PIPE
-    argv = [sys.executable, ORACLE, source, target, str(threads), "7"]
+    argv = [sys.executable, ORACLE, source, target, str(plan.threads), "7"]
+    opener = [sys.executable, "-c", OPENER, source, target]
+    openers = [subprocess.Popen(opener, stdin=pipe, stdout=pipe) for _ in range(plan.openers)]
+    swaps: list[float] = []
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe) as readers:
         try:
             await asyncio.to_thread(_wait_until_ready, readers)
-            begun = time.monotonic()
-            for _ in range(kills):
+            begun, early = time.monotonic(), belongings()
+            for turn in range(max(plan.kills, plan.reloads)):
                 await asyncio.sleep(BETWEEN_S)
-                await run.kill()
+                if turn < plan.kills:
+                    await run.kill()
+                if turn < plan.reloads:
+                    swaps.append(await reload(run, spec, turn))
+                if turn == 10:
+                    early = belongings()
             await asyncio.sleep(BETWEEN_S)
+            late = belongings()
             elapsed_s = time.monotonic() - begun
+            opened = [json.loads((await asyncio.to_thread(one.communicate))[0]) for one in openers]
             out, _ = await asyncio.to_thread(lambda: readers.communicate(timeout=60))
         finally:
-            readers.kill()
+            for process in (readers, *openers):
+                process.kill()
             await run.supervisor.close(timeout_s=20)
             forks.close()
-    return report(run.kills, json.loads(out), elapsed_s, least)
+    found = report(run.kills, json.loads(out), elapsed_s, plan)
+    found |= {"swaps": len(swaps), "swap_ms": _spread(swaps), "after_ten": early, "at_the_end": late}
+    found["opens_per_s"] = round(sum(one["opens"] for one in opened) / elapsed_s)
+    found["holds"] &= not any(one["errors"] for one in opened)
+    return found
 
 
-def report(kills: list[Kill], tally: dict[str, Any], elapsed_s: float, least: int) -> dict[str, Any]:
+def report(kills: list[Kill], tally: dict[str, Any], elapsed_s: float, plan: Plan) -> dict[str, Any]:
     """Sum up; `holds` says whether everything that was promised is true."""
-    pauses = sorted(pauses_s(kills, tally["slow"]))
+    pauses = sorted(pauses_s(kills, tally["slow"])) if kills else [0.0]
     operations = sum(tally["done"].values())
     in_flight = sum(kill.had_request for kill in kills)
     median_s = statistics.median(pauses)
@@ -157,7 +218,7 @@ def report(kills: list[Kill], tally: dict[str, Any], elapsed_s: float, least: in
         "seen_ms": _spread([kill.seen_s - kill.at_s for kill in kills]),
         "another_goes_on_ms": _spread([kill.back_s - kill.at_s for kill in kills]),
         "longest_pause_of_a_reader_ms": _spread(pauses),
-        "holds": clean and operations >= least and in_flight * 2 >= len(kills) and median_s <= TARGET_PAUSE_S,
+        "holds": clean and operations >= plan.least and in_flight * 2 >= len(kills) and median_s <= TARGET_PAUSE_S,
     }
 
 
@@ -166,7 +227,7 @@ def _wait_until_ready(readers: "subprocess.Popen[bytes]") -> None:
 
 
 def _spread(values_s: list[float]) -> dict[str, float]:
-    ordered = sorted(values_s)
+    ordered = sorted(values_s) or [0.0]
     picks = {"median": statistics.median(ordered), "p95": ordered[int(len(ordered) * 0.95)], "max": ordered[-1]}
     return {name: round(value * 1e3, 1) for name, value in picks.items()}
 
@@ -175,11 +236,14 @@ def main() -> None:
     """Run once, print, and say by the exit code whether it held."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--reloads", type=int, default=0)
+    parser.add_argument("--openers", type=int, default=0)
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--operations", type=int, default=20_000, help="how many there must be at least")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="amb-") as folder:
-        found = asyncio.run(survive(os.path.realpath(folder), args.kills, args.threads, args.operations))
+        plan = Plan(args.kills, args.reloads, args.threads, args.openers, args.operations)
+        found = asyncio.run(survive(os.path.realpath(folder), plan))
     print(json.dumps(found, indent=1))
     sys.exit(0 if found["holds"] else 1)
 
