@@ -40,7 +40,7 @@ from amlmount.supervisor import (
     Surroundings,
     TableWatch,
 )
-from amlmount.systemd import notify, passed_descriptors
+from amlmount.systemd import is_being_restarted, notify, passed_descriptors
 
 log = logging.getLogger(__name__)
 
@@ -267,10 +267,23 @@ class _Daemon:
 
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.shut_down)
+        loop.add_signal_handler(signal.SIGINT, self.shut_down)
+        loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
         loop.add_signal_handler(signal.SIGUSR2, self.hand_over)
+
+    def _on_sigterm(self) -> None:
+        """End; a service that is stopped only to be started again leaves its mounts to the next daemon."""
+        if self._store.kind != "systemd":
+            self.shut_down()
+            return
+
+        async def ask() -> None:
+            user = not self._options.locations.is_system
+            restarted = await asyncio.to_thread(functools.partial(is_being_restarted, user=user))
+            (self.hand_over if restarted else self.shut_down)()
+
+        self._asking = asyncio.create_task(ask(), name="sigterm")
 
     def _begin_reload(self) -> None:
         self._reloads = asyncio.create_task(self._reload(self._reloads), name="reload")
