@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -76,6 +77,10 @@ def test_a_sas_rotated_under_load_fails_no_read(driver: Driver, account: Account
     stop = f"{account.world.root}/stop"
     argv = [sys.executable, "-c", READER, account.target("data"), stop]
     readers = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+
+    def nobody_reads() -> bool:
+        return any(reader.poll() is not None for reader in readers)
+
     refused: set[str] = set()
     proxy.refuses_signature = lambda signature: signature in refused
     for hours in (2, 3):
@@ -84,7 +89,7 @@ def test_a_sas_rotated_under_load_fails_no_read(driver: Driver, account: Account
         put_secret(path, sas)
         poll(lambda: "a new SAS is in use" in tail(account, len(signatures)), "not taken over", 30)
         refused.add(signatures[-1])  # as if it had been revoked
-        until_in_use(proxy, signature_of(sas))
+        until_in_use(proxy, signature_of(sas), nobody_reads)
     with open(stop, "w"):
         pass
     results = [reader.communicate(timeout=60)[0].split() for reader in readers]
@@ -96,9 +101,10 @@ def test_a_sas_rotated_under_load_fails_no_read(driver: Driver, account: Account
     account.down()
 
 
-def until_in_use(proxy: Proxy, signature: str) -> None:
+def until_in_use(proxy: Proxy, signature: str, nobody_reads: Callable[[], bool]) -> None:
     before = proxy.signatures[signature]
-    poll(lambda: proxy.signatures[signature] > before + 5, "the new one is not in use", 60)
+    poll(lambda: nobody_reads() or proxy.signatures[signature] > before + 5, "the new one is not in use", 60)
+    assert not nobody_reads(), "a reader ended"
 
 
 def tail(account: Account, times: int) -> str:

@@ -6,6 +6,7 @@ Bytes go through the project's own client: what is imitated is blobfuse2's cache
 import errno
 import os
 import stat
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +36,7 @@ class AzureContainer:
     whole_seconds: bool = True
     _store: AzureStore | None = None
     _stamp: int = 0
+    _opening: threading.Lock = field(default_factory=threading.Lock)
     _directories: set[str] = field(default_factory=set)
 
     def check(self) -> None:
@@ -141,6 +143,10 @@ class AzureContainer:
         return "/".join(part for part in (below, name.strip("/")) if part)
 
     def _opened(self) -> AzureStore:
+        with self._opening:  # else a second thread opens it with the old signature while the first reads the new one
+            return self._present()
+
+    def _present(self) -> AzureStore:
         mode = str(self.settings.get("azstorage.mode", ""))
         if mode == "sas" and self.config and (stamp := os.stat(self.config).st_mtime_ns) != self._stamp:
             self._stamp, self._store = stamp, None
