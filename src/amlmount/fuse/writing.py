@@ -46,6 +46,7 @@ from amlmount.fuse.write_requests import (
     parse_write,
 )
 from amlmount.vfs.base import Node, NodeKind, WouldBlock
+from amlmount.vfs.writing.attempts import Attempt
 from amlmount.vfs.writing.filesystem import WritableFileSystem
 from amlmount.vfs.writing.namespace import Namespace
 from amlmount.vfs.writing.renaming import Renaming
@@ -198,66 +199,64 @@ class WritingAdapter(ReadOnlyAdapter):
     # Names
 
     def _create(self, request: Request) -> Reply:
-        body = body_of(request, parse_create)
-        flags = body.flags & ~os.O_EXCL if self._is_done(request) else body.flags
-        node = self._names.create(request.node_id, _checked(body.name), flags)
-        return self._entered(request, node) + self._opened(node, flags)
+        body, attempt = body_of(request, parse_create), self._attempt(request)
+        node = self._names.create(request.node_id, _checked(body.name), body.flags, attempt)
+        return self._entered(attempt, node) + self._opened(node, body.flags)
 
     def _mknod(self, request: Request) -> Reply:
-        body = body_of(request, parse_mknod)
+        body, attempt = body_of(request, parse_mknod), self._attempt(request)
         if not stat.S_ISREG(body.mode):
             raise OSError(errno.EPERM, "a container has files and directories only")
-        if not self._is_done(request):
-            node: Node = self._names.create(request.node_id, _checked(body.name), os.O_RDWR | os.O_EXCL)
-            self._files.close_file(node)
-        return self._entered(request, self._files.lookup(request.node_id, body.name))
+        node = self._names.create(request.node_id, _checked(body.name), os.O_RDWR | os.O_EXCL, attempt)
+        reply = self._entered(attempt, node)
+        self._files.close_file(node)
+        return reply
 
     def _mkdir(self, request: Request) -> Reply:
-        name = _checked(body_of(request, parse_mkdir))
-        if not self._is_done(request):
-            self._names.mkdir(request.node_id, name)
-        return self._entered(request, self._files.lookup(request.node_id, name))
+        name, attempt = _checked(body_of(request, parse_mkdir)), self._attempt(request)
+        return self._entered(attempt, self._names.mkdir(request.node_id, name, attempt))
 
     def _symlink(self, request: Request) -> Reply:
-        body = body_of(request, parse_symlink)
-        if not self._is_done(request):
-            self._names.symlink(request.node_id, _checked(body.name), body.target)
-        return self._entered(request, self._files.lookup(request.node_id, body.name))
+        body, attempt = body_of(request, parse_symlink), self._attempt(request)
+        return self._entered(attempt, self._names.symlink(request.node_id, _checked(body.name), body.target, attempt))
 
     def _unlink(self, request: Request) -> Reply:
-        if not self._is_done(request):
-            self._names.unlink(request.node_id, cast(NameIn, request.body).name)
-        return self._finished(request)
+        attempt = self._attempt(request)
+        if not attempt.was_done:
+            self._names.unlink(request.node_id, cast(NameIn, request.body).name, attempt)
+        attempt.end()
+        return b""
 
     def _rmdir(self, request: Request) -> Reply:
-        if not self._is_done(request):
-            self._names.rmdir(request.node_id, cast(NameIn, request.body).name)
-        return self._finished(request)
+        attempt = self._attempt(request)
+        if not attempt.was_done:
+            self._names.rmdir(request.node_id, cast(NameIn, request.body).name, attempt)
+        attempt.end()
+        return b""
 
     def _rename(self, request: Request) -> Reply:
         body = body_of(request, parse_rename if request.opcode == Opcode.RENAME else parse_rename2)
         if body.flags & ~RENAME_NOREPLACE:
             raise OSError(errno.EINVAL, "names are not exchanged")
-        if not self._is_done(request):
+        attempt, new_name = self._attempt(request), _checked(body.new_name)
+        if not attempt.was_done:
             self._renaming.rename(
                 request.node_id,
                 body.old_name,
                 body.new_parent_id,
-                _checked(body.new_name),
+                new_name,
                 may_replace=not body.flags,
+                attempt=attempt,
             )
-        return self._finished(request)
-
-    def _is_done(self, request: Request) -> bool:
-        """Say whether this very request was carried out by a process that died before it could say so."""
-        return bool(request.unique & UNIQUE_RESEND) and self._files.ledger.was_done(request.unique & ~UNIQUE_RESEND)
-
-    def _finished(self, request: Request) -> bytes:
-        self._files.ledger.did(request.unique & ~UNIQUE_RESEND)
+        attempt.end()
         return b""
 
-    def _entered(self, request: Request, node: Node) -> bytes:
-        self._finished(request)
+    def _attempt(self, request: Request) -> Attempt:
+        number, is_again = request.unique & ~UNIQUE_RESEND, bool(request.unique & UNIQUE_RESEND)
+        return Attempt(self._files.ledger, number, is_again=is_again)
+
+    def _entered(self, attempt: Attempt, node: Node) -> bytes:
+        attempt.end()
         self._files.remember(node)
         return self._packer.entry(node)
 

@@ -17,7 +17,7 @@ from functools import partial
 
 from amlmount.errors import AccessDeniedError, BlobNotFoundError, UsageError
 from amlmount.stores.base import NO_METADATA, Content, ObjectInfo, Page, Ranges
-from amlmount.stores.local_bytes import Copied, fill, fill_with, read_range, set_time
+from amlmount.stores.local_bytes import Copied, fill, fill_with, read_range, remove_empty, set_time
 from amlmount.stores.local_names import (
     TEMP_PREFIX,
     blob_error,
@@ -161,7 +161,7 @@ class LocalStore:
         """See HasDirectories.remove_directory."""
         try:
             with self._parent(path) as (parent, leaf):
-                os.rmdir(leaf, dir_fd=parent)
+                remove_empty(leaf, parent)
                 os.fsync(parent)
         except OSError as error:
             problem = directory_error(error, path, self._root)

@@ -3,11 +3,13 @@
 Whoever fills one also makes it last and gives it its time; naming it is the store's business.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
 
 from amlmount.stores.base import Content, ObjectInfo, ObjectStore
+from amlmount.stores.local_names import TEMP_PREFIX
 from amlmount.stores.metadata import MTIME, parse_mtime
 
 PIECE_BYTES = 4 << 20
@@ -57,6 +59,19 @@ def fill_with(fd: int, content: Content, metadata: Mapping[str, str] | None, mti
         content.read(0, 0)
     set_time(fd, metadata, mtime_ns)
     os.fsync(fd)
+
+
+def remove_empty(name: str, parent_fd: int) -> None:
+    """Remove a directory with nothing in it but temporary files of processes that died. Raises OSError."""
+    with contextlib.suppress(OSError):
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent_fd)
+        try:
+            if all(found.startswith(TEMP_PREFIX) for found in os.listdir(fd)):
+                for found in os.listdir(fd):
+                    os.unlink(found, dir_fd=fd)
+        finally:
+            os.close(fd)
+    os.rmdir(name, dir_fd=parent_fd)
 
 
 def set_time(fd: int, metadata: Mapping[str, str] | None, mtime_ns: int | None = None) -> None:

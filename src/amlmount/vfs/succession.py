@@ -16,7 +16,7 @@ from amlmount.vfs.names import HiddenReason, decode_segment
 from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
 from amlmount.vfs.tree import Tree
 
-_OPENED, _LISTED, _HELD = 0, 1, 2
+_OPENED, _LISTED, _HELD, _CHANGED = 0, 1, 2, 3
 _FILE = NodeKind.FILE
 _HELD_BY_KERNEL = 1  # what we take a restored inode's references for: it is dropped at the kernel's next forget
 # name, node id, ino, size (of a directory: -1; of a symlink: -2 less its size), mtime, etag
@@ -56,10 +56,11 @@ class Succession:
         self._rewrite_if_wanted()
 
     def changed(self, directory: DirectoryNode, came: Sequence[Node], went: Sequence[bytes]) -> None:
-        """Note single names of a directory that lead to something else now, or nowhere."""
+        """Note single names of a directory that lead to something else now, or nowhere; an inode may have moved."""
         if self._tree.nodes.get(directory.node_id) is not directory:
             return
-        self._journal.append(_record(directory, [_entry(node) for node in came], list(went)))
+        facts = (directory.node_id, directory.listed_at, directory.mtime_ns)
+        self._journal.append(marshal.dumps((_CHANGED, *facts, [_entry(node) for node in came], list(went))))
         self._rewrite_if_wanted()
 
     def _rewrite_if_wanted(self) -> None:
@@ -76,6 +77,8 @@ def replay(tree: Tree, sources: Sequence[Source], records: Iterable[bytes]) -> N
         kind, *fields = marshal.loads(record)
         if kind == _LISTED:
             _replay_listing(tree, *fields)
+        elif kind == _CHANGED:
+            _replay_change(tree, *fields)
         elif kind == _HELD:
             _replay_held(tree, sources, *fields)
         else:
@@ -143,6 +146,21 @@ def _replay_listing(
     if went or len(children) > len(came):
         children = dict(sorted(children.items(), key=_listing_order))
     tree.install(directory, children, Counter({HiddenReason[name]: count for name, count in hidden}))
+    directory.listed_at, directory.mtime_ns = listed_at, mtime_ns
+
+
+def _replay_change(
+    tree: Tree, node_id: int, listed_at: float | None, mtime_ns: int, came: list[_Entry], went: list[bytes]
+) -> None:
+    directory = tree.nodes[node_id]
+    if not isinstance(directory, DirectoryNode) or directory.source is None:
+        raise ValueError(f"inode {node_id} is no directory of a container")
+    for name in went:
+        tree.take_child(directory, name)
+    for name, node in _restored(directory, directory.source, came):
+        tree.take_child(directory, name)
+        tree.nodes.pop(node.node_id, None)  # what had this number was the same inode, somewhere else
+        tree.put_child(directory, node)
     directory.listed_at, directory.mtime_ns = listed_at, mtime_ns
 
 

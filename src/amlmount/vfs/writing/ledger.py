@@ -20,7 +20,7 @@ FILE, STATE, CHANGED, WROTE, CUT = "file", "state", "changed", "wrote", "cut"
 PROMISE, BEGUN, SENT, GONE, DELETE, DELETED = "promise", "begun", "sent", "gone", "delete", "deleted"
 
 
-DID = "did"
+TRYING, DID = "trying", "did"
 ID_NAME, ID_BYTES = "id", 8
 MAX_DONE = 1024  # requests of which it is remembered that they were carried out; more are never unanswered at once
 
@@ -54,6 +54,7 @@ class Past:
     deletions: dict[int, Deletion] = field(default_factory=dict)
     next_id: int = 1
     damaged_bytes: int = 0
+    tried: list[int] = field(default_factory=list)
     done: list[int] = field(default_factory=list)
 
 
@@ -69,6 +70,8 @@ def replay(records: Iterable[Record]) -> Past:
         elif record.kind == DELETE:
             past.deletions[number] = Deletion(number, fields["place"], fields["name"], fields["etag"], fields["file"])
             _forget_name(past, fields["place"], fields["name"])
+        elif record.kind == TRYING:
+            past.tried.append(fields["request"])
         elif record.kind == DID:
             past.done.append(fields["request"])
         elif record.kind == DELETED:
@@ -135,6 +138,7 @@ class Ledger:
         self.past = replay(self.journal.found.records)
         self.past.damaged_bytes = self.journal.found.damaged_bytes
         self.files: dict[int, LiveFile] = {}
+        self._tried = deque(self.past.tried, maxlen=MAX_DONE)
         self._done = deque(self.past.done, maxlen=MAX_DONE)
         self._deletions: dict[int, Deletion] = dict(self.past.deletions)
         self._lock = threading.Lock()
@@ -200,6 +204,15 @@ class Ledger:
             self.journal.sync(place)
         return deletion
 
+    def trying(self, request: int) -> None:
+        """Note that a request (by the number the kernel gave it) is about to be carried out."""
+        self._tried.append(request)
+        self.journal.append(TRYING, request=request)
+
+    def was_tried(self, request: int) -> bool:
+        """Say whether a process before this one had begun to carry out a request."""
+        return request in self._tried
+
     def did(self, request: int) -> None:
         """Note that a request (by the number the kernel gave it) was carried out, before its answer is sent."""
         self._done.append(request)
@@ -250,6 +263,8 @@ class Ledger:
                 yield Record(FILE, {"id": number, "state": file.promise.to_json()})
                 yield Record(PROMISE, {"id": number, "state": file.promise.to_json(), "inline": False})
             yield Record(STATE if file.promise else FILE, {"id": number, "state": file.state.to_json()})
+        for request in list(self._tried):
+            yield Record(TRYING, {"request": request})
         for request in list(self._done):
             yield Record(DID, {"request": request})
         for deletion in list(self._deletions.values()):

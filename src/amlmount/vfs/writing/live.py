@@ -207,15 +207,7 @@ class LiveTree(BlobFileSystem):
 
     def list_dir(self, node_id: int, *, may_wait: bool = True) -> Sequence[Node]:
         """See FileSystem.list_dir."""
-        entries = super().list_dir(node_id, may_wait=may_wait)
-        with self._lock:
-            is_amended = bool(self.own.of(self._known_directory(node_id)))
-        return sorted(entries, key=_listing_order) if is_amended else entries
-
-    def _known_directory(self, node_id: int) -> DirectoryNode:
-        node = self._known(node_id)
-        assert isinstance(node, DirectoryNode)
-        return node
+        return sorted(super().list_dir(node_id, may_wait=may_wait), key=_listing_order)
 
     def lookup(self, parent_id: int, name: bytes, *, may_wait: bool = True) -> Node:
         """See FileSystem.lookup; what we changed is not looked for in a listing that is still going on."""
@@ -314,8 +306,7 @@ class LiveTree(BlobFileSystem):
             self.own.move(node.source, old_path, f"{new.path}{decode_segment(name)}/")
             self._move_below(node, new, lambda file: _moved(file, old_prefix, node, moved))
             for directory in self._tree.listed_below(node):
-                if self._succession is not None:
-                    self._succession.listed(directory, {})
+                self.tell_successor(directory, directory.children.values(), [])
 
     def _move_below(
         self, node: DirectoryNode, parent: DirectoryNode, find: Callable[[FileNode], ObjectInfo | None]

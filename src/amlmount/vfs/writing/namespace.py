@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 from amlmount.errors import AmlmountError, BlobNotFoundError, BusyError, PreconditionFailedError, UsageError
 from amlmount.stores.base import HasDirectories, WritableStore
-from amlmount.vfs.base import Node
+from amlmount.vfs.base import Node, NodeKind
 from amlmount.vfs.errno import as_os_error
 from amlmount.vfs.listing import is_folder_marker
 from amlmount.vfs.names import HiddenReason, decode_segment, encode_segment
 from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
+from amlmount.vfs.writing.attempts import ONCE, Attempt
 from amlmount.vfs.writing.filesystem import WritableFileSystem
 from amlmount.vfs.writing.livefile import LiveFile, State
 
@@ -30,30 +31,40 @@ class Namespace:
     def __init__(self, files: WritableFileSystem) -> None:
         self.files = files
 
-    def create(self, parent_id: int, name: bytes, flags: int) -> LiveFile:
+    def create(self, parent_id: int, name: bytes, flags: int, attempt: Attempt = ONCE) -> LiveFile:
         """Return a file opened for writing, made if it is not there. Raises EEXIST (O_EXCL), EISDIR, EACCES..."""
         files, directory = self.files, self.directory(parent_id)
         present = self.child(directory, name)
         if present is not None:
-            if flags & os.O_EXCL:
+            if flags & os.O_EXCL and not (attempt.was_begun and not present.size_bytes):
                 raise FileExistsError(errno.EEXIST, "file exists")
             opened = files.open_file(present.node_id, flags)
             assert isinstance(opened, LiveFile)
             return opened
         source, blob_name = self.name_below(directory, name)
         files.refuse_if_refused(source)
-        etag = self._reserve(directory, source, blob_name) if flags & os.O_EXCL else ""
+        attempt.begin()
+        etag = self._reserve(directory, source, blob_name, attempt) if flags & os.O_EXCL else ""
         return self._make(directory, source, name, blob_name, etag)
 
-    def _reserve(self, directory: DirectoryNode, source: Source, blob_name: str) -> str:
+    def _reserve(self, directory: DirectoryNode, source: Source, blob_name: str, attempt: Attempt) -> str:
         """Make the empty blob at once: of several machines that try, one succeeds."""
         try:
             return source.store.put(blob_name, b"", if_none_match=True).etag
         except PreconditionFailedError:
+            if attempt.was_begun and (etag := self._empty_blob(source, blob_name)):
+                return etag
             self.files.expire(directory)
             raise FileExistsError(errno.EEXIST, "somebody else has just made it") from None
         except AmlmountError as error:
             raise as_errno(error) from error
+
+    def _empty_blob(self, source: Source, blob_name: str) -> str | None:
+        try:
+            info = source.store.head(blob_name)
+        except AmlmountError:
+            return None
+        return None if info.size_bytes else info.etag
 
     def _make(self, directory: DirectoryNode, source: Source, name: bytes, blob_name: str, etag: str) -> LiveFile:
         files = self.files
@@ -76,12 +87,15 @@ class Namespace:
             files.ledger.enter(file)
         return file
 
-    def unlink(self, parent_id: int, name: bytes) -> None:
+    def unlink(self, parent_id: int, name: bytes, attempt: Attempt = ONCE) -> None:
         """Remove a file; whoever has it open keeps it. Raises ENOENT, EISDIR, EACCES, EIO."""
         directory = self.directory(parent_id)
-        node = self._existing(directory, name)
+        node = self._existing(directory, name, attempt)
+        if node is None:
+            return
         if not isinstance(node, FileNode):
             raise IsADirectoryError(errno.EISDIR, "is a directory")
+        attempt.begin()
         self.remove_file(directory, node)
         self.keep_directory(directory)
 
@@ -145,13 +159,17 @@ class Namespace:
 
     # Directories
 
-    def mkdir(self, parent_id: int, name: bytes) -> DirectoryNode:
+    def mkdir(self, parent_id: int, name: bytes, attempt: Attempt = ONCE) -> DirectoryNode:
         """Make a directory, which is a marker blob where the store has none. Raises EEXIST, EACCES, EIO."""
         files, directory = self.files, self.directory(parent_id)
-        if self.child(directory, name) is not None:
+        present = self.child(directory, name)
+        if isinstance(present, DirectoryNode) and attempt.was_begun:
+            return present
+        if present is not None:
             raise FileExistsError(errno.EEXIST, "file exists")
         source, blob_name = self.name_below(directory, name)
         files.refuse_if_refused(source)
+        attempt.begin()
         self.make_marker(source, blob_name)
         made = files.make_directory(directory, source, name)
         files.put_child(directory, made)
@@ -169,12 +187,15 @@ class Namespace:
         except AmlmountError as error:
             raise as_errno(error) from error
 
-    def rmdir(self, parent_id: int, name: bytes) -> None:
+    def rmdir(self, parent_id: int, name: bytes, attempt: Attempt = ONCE) -> None:
         """Remove an empty directory. Raises ENOTEMPTY, ENOTDIR, ENOENT, EACCES, EIO."""
         directory = self.directory(parent_id)
-        node = self._existing(directory, name)
+        node = self._existing(directory, name, attempt)
+        if node is None:
+            return
         if not isinstance(node, DirectoryNode) or node.source is None:
             raise NotADirectoryError(errno.ENOTDIR, "not a directory")
+        attempt.begin()
         self.remove_directory(directory, node)
         self.keep_directory(directory)
 
@@ -217,16 +238,20 @@ class Namespace:
 
     # Symlinks
 
-    def symlink(self, parent_id: int, name: bytes, target: bytes) -> Node:
+    def symlink(self, parent_id: int, name: bytes, target: bytes, attempt: Attempt = ONCE) -> Node:
         """Make a symlink as blobfuse2 stores it: a blob with the target as content, and metadata that says so."""
         directory = self.directory(parent_id)
-        if self.child(directory, name) is not None:
+        present = self.child(directory, name)
+        if present is not None and present.kind is NodeKind.SYMLINK and attempt.was_begun:
+            return present
+        if present is not None:
             raise FileExistsError(errno.EEXIST, "file exists")
         source, blob_name = self.name_below(directory, name)
         store = source.store
         if not isinstance(store, WritableStore) or not store.keeps_metadata:
             raise OSError(errno.EPERM, "this store has no way to tell a symlink from a file")
         self.files.refuse_if_refused(source)
+        attempt.begin()
         try:
             info = store.put(blob_name, target, if_none_match=True, metadata=SYMLINK)
         except PreconditionFailedError:
@@ -256,9 +281,10 @@ class Namespace:
         except FileNotFoundError:
             return None
 
-    def _existing(self, directory: DirectoryNode, name: bytes) -> Node:
+    def _existing(self, directory: DirectoryNode, name: bytes, attempt: Attempt) -> Node | None:
+        """Return what has a name, None if this very attempt may have removed it. Raises ENOENT."""
         node = self.child(directory, name)
-        if node is None:
+        if node is None and not attempt.was_begun:
             raise FileNotFoundError(errno.ENOENT, "no such file or directory")
         return node
 

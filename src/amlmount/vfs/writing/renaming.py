@@ -10,15 +10,17 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from amlmount.errors import AmlmountError, PreconditionFailedError
+from amlmount.errors import AmlmountError, BlobNotFoundError, PreconditionFailedError
 from amlmount.stores.base import HasDirectories, ObjectInfo, WritableStore
 from amlmount.vfs.base import Node
 from amlmount.vfs.errno import as_os_error
 from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
+from amlmount.vfs.writing.attempts import ONCE, Attempt
 from amlmount.vfs.writing.livefile import LiveFile
 from amlmount.vfs.writing.namespace import Namespace, as_errno
 
 COPIES_AT_ONCE = 8
+COMPARE_BYTES = 4 << 20
 log = logging.getLogger(__name__)
 
 
@@ -29,23 +31,34 @@ class Renaming:
         self._names = names
         self._files = names.files
 
-    def rename(self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, *, may_replace: bool) -> None:
+    def rename(
+        self,
+        old_parent: int,
+        old_name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        *,
+        may_replace: bool = True,
+        attempt: Attempt = ONCE,
+    ) -> None:
         """Let `new_name` lead to what `old_name` leads to, in the place of what it leads to now."""
         names = self._names
         old, new = names.directory(old_parent), names.directory(new_parent)
-        node = names.child(old, old_name)
+        node, target = names.child(old, old_name), names.child(new, new_name)
         if node is None:
+            if target is not None and attempt.was_begun:
+                return
             raise FileNotFoundError(errno.ENOENT, "no such file or directory")
-        target = names.child(new, new_name)
         if target is node:
             return
         source, blob_name = names.name_below(new, new_name)
         if source is not old.source:
             raise OSError(errno.EXDEV, "in another container")
-        _check_target(node, target, may_replace)
+        _check_target(node, target, may_replace or attempt.was_begun)
         self._files.refuse_if_refused(source)
+        attempt.begin()
         if isinstance(node, DirectoryNode):
-            self._rename_directory(node, old, new, new_name, target)
+            self._rename_directory(node, old, new, new_name, target, attempt)
         else:
             assert isinstance(node, FileNode)
             self._rename_file(node, old, new, new_name, blob_name, target, may_replace)
@@ -64,6 +77,10 @@ class Renaming:
         may_replace: bool,
     ) -> None:
         file = self._files.enliven(node, is_emptied=False)
+        if file.state.name == blob_name:  # a process before us had come this far
+            self._files.move_child(file, old, new, name)
+            self._names.delete_blob(file.source, self._names.name_below(old, node.name)[1])
+            return
         with file.sending:  # nothing of it is under way, and nothing will be until it has its name
             if self._is_only_here(file):
                 self._rename_here(file, old, new, name, blob_name, target)
@@ -158,13 +175,19 @@ class Renaming:
         with file.lock:
             file.state.name, file.state.etag, file.state.base_size = blob_name, info.etag, info.size_bytes
             file.show()
-            self._files.move_child(file, old, new, name)
             self._files.ledger.restate(file)
+            self._files.move_child(file, old, new, name)
 
     # Directories
 
     def _rename_directory(
-        self, node: DirectoryNode, old: DirectoryNode, new: DirectoryNode, name: bytes, target: Node | None
+        self,
+        node: DirectoryNode,
+        old: DirectoryNode,
+        new: DirectoryNode,
+        name: bytes,
+        target: Node | None,
+        attempt: Attempt,
     ) -> None:
         """Copy everything below, then delete it: what fails before all is copied leaves the old name as it was."""
         files, source = self._files, node.source
@@ -179,27 +202,40 @@ class Renaming:
             for file in live:
                 held.enter_context(file.sending)
             if isinstance(source.store, HasDirectories):
-                self._rename_at_once(source.store, before, after)
+                self._rename_at_once(source.store, before, after, attempt)
                 files.move_directory(node, old, new, name, None)
                 return
-            moved = self._copy_all(source, before, after)
+            moved = self._copy_all(source, before, after, attempt)
             files.move_directory(node, old, new, name, {info.name: made for info, made in moved})
+        if attempt.was_begun:
+            files.expire(node)  # what was deleted before is known under its new name only to the store
         self._delete_all(source, [info for info, _ in moved], before)
 
-    def _rename_at_once(self, store: HasDirectories, before: str, after: str) -> None:
+    def _rename_at_once(self, store: HasDirectories, before: str, after: str, attempt: Attempt) -> None:
         try:
             store.rename_directory(before.removesuffix("/"), after.removesuffix("/"))
+        except BlobNotFoundError as error:
+            if not attempt.was_begun:
+                raise as_errno(error) from error
         except AmlmountError as error:
             raise as_errno(error) from error
 
-    def _copy_all(self, source: Source, before: str, after: str) -> list[tuple[ObjectInfo, ObjectInfo]]:
-        store = source.store
+    def _copy_all(
+        self, source: Source, before: str, after: str, attempt: Attempt
+    ) -> list[tuple[ObjectInfo, ObjectInfo]]:
+        store, made = source.store, list[ObjectInfo]()
         assert isinstance(store, WritableStore)
-        made: list[ObjectInfo] = []
 
         def copy(info: ObjectInfo) -> tuple[ObjectInfo, ObjectInfo]:
-            copied = store.copy(info, after + info.name.removeprefix(before), if_none_match=True)
-            made.append(copied)
+            name = after + info.name.removeprefix(before)
+            try:
+                copied = store.copy(info, name, if_none_match=True)
+            except PreconditionFailedError:
+                if not (attempt.was_begun and is_copy(store, info, name)):
+                    raise
+                copied = store.head(name)
+            else:
+                made.append(copied)
             return info, copied
 
         try:
@@ -238,6 +274,19 @@ class Renaming:
             self._names.remove_markers(source, before.removesuffix("/"))
         except AmlmountError as error:
             raise as_os_error(error) from error
+
+
+def is_copy(store: WritableStore, info: ObjectInfo, name: str) -> bool:
+    """Tell whether a blob is the same as another, byte by byte. Raises the store's errors."""
+    other = store.head(name)
+    if other.size_bytes != info.size_bytes:
+        return False
+    for start in range(0, info.size_bytes, COMPARE_BYTES):
+        length = min(COMPARE_BYTES, info.size_bytes - start)
+        one = store.get(info.name, start, length, if_match=info.etag)
+        if one != store.get(name, start, length, if_match=other.etag):
+            return False
+    return True
 
 
 def _check_target(node: Node, target: Node | None, may_replace: bool) -> None:

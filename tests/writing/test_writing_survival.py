@@ -1,0 +1,68 @@
+"""The worker is killed again and again while programs write, rename and unlink: they notice nothing, all is there."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from amlmount.stores.base import ObjectStore
+from amlmount.stores.local import LocalStore
+from mounting import until
+from writing import programs
+from writing.ground import content_of
+from writing.test_writing_mount import Mount, mounted, writable_spec
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+KILLS = int(os.environ.get("AMLMOUNT_TEST_KILLS", "6"))
+SHOW = """
+import hashlib, json, os, sys
+def digest(path):
+    try:
+        return hashlib.sha256(open(path, "rb").read()).hexdigest()
+    except OSError as error:
+        return str(error)
+print(json.dumps({name: digest(f"{sys.argv[1]}/{name}") for name in os.listdir(sys.argv[1])}))
+"""
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> ObjectStore:
+    (tmp_path / "store").mkdir()
+    return LocalStore(str(tmp_path / "store"))
+
+
+@pytest.fixture(params=["store", "journal"])
+def mount(request: pytest.FixtureRequest, outside: ObjectStore, mountpoint: str, tmp_path: Path) -> Iterator[Mount]:
+    definition: dict[str, object] = {"type": "local", "path": str(tmp_path / "store")}
+    with mounted(writable_spec(definition, mountpoint, str(tmp_path / "state"), durability=request.param)) as one:
+        yield one
+
+
+def test_programs_that_write_notice_nothing(mount: Mount, outside: ObjectStore) -> None:
+    argv = [sys.executable, programs.__file__, mount.path]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            dice = random.Random(1)
+            for _ in range(KILLS):
+                time.sleep(dice.uniform(0.05, 0.4))
+                mount.kill()
+                mount.take_over()
+            output, _ = running.communicate("stop\n", timeout=60)
+        except BaseException:
+            mount.stop(lazy=True)  # or the programs would wait for ever, and we for them
+            running.kill()
+            raise
+    said = json.loads(output)
+    assert said["errors"] == [] and min(said["rounds"]) > 0
+    shown = subprocess.run(
+        [sys.executable, "-c", SHOW, mount.path], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert json.loads(shown.stdout) == said["expected"]
+    until(lambda: {name: sha256(data).hexdigest() for name, data in content_of(outside).items()} == said["expected"])
