@@ -71,6 +71,7 @@ class BlobFileSystem:
         self._ahead = ListAhead(lambda directory: self._listings.entries(directory, may_wait=True), width)
         self._gone: set[int] = set()  # versions the store said are gone, as long as the kernel holds them
         self._content = open_content(self._download, self._present_children) if open_content else None
+        self._store_page: Callable[[int, bytes | memoryview], object] | None = None
         if whole is None:
             self._add_children([(name, source) for name, source in sources if name is not None])
 
@@ -240,8 +241,19 @@ class BlobFileSystem:
 
     def use_page_cache(self, store_page: Callable[[int, bytes | memoryview], object]) -> None:
         """See OpenFiles.use_page_cache."""
+        self._store_page = store_page
         if self._content is not None:
             self._content.use_page_cache(store_page)
+
+    def exchange_content(self, open_content: OpenContent) -> None:
+        """Read by another reader from now on, whose cache directory was not to be had before.
+
+        What the present one is at, it brings to its end.
+        """
+        content = open_content(self._download, self._present_children)
+        if self._store_page is not None:
+            content.use_page_cache(self._store_page)
+        self._content = content
 
     # What the owner of the mount asks
 

@@ -30,6 +30,10 @@ class Controls:
         self._tell = tell
         self._handlers = handlers
 
+    def learn(self, handlers: dict[str, Handler]) -> None:
+        """Answer these questions too from now on."""
+        self._handlers = self._handlers | handlers
+
     def ask(self, body: dict[str, Any]) -> None:
         """Begin to answer; returns at once."""
         threading.Thread(target=self._answer, args=(body,), name="ask", daemon=True).start()
@@ -100,15 +104,20 @@ def controls_for(files: FileSystem, notifier: Notifier, tell: Tell) -> Controls:
     """Return what answers questions about a mount that is being served, and has the kernel told of every change."""
     if not isinstance(files, BlobFileSystem):
         return Controls(tell, {})
-    from amlmount.worker.caching import CacheKeeper
-    from amlmount.worker.known_files import KnownFiles
-
     news = KernelNews(notifier)
     files.on_change = news.relisted
     handlers: dict[str, Handler] = {"refresh": Refresher(files, news).refresh}
-    if files.content is not None and files.content.directory is not None:
-        keeper = CacheKeeper(files.content.directory)
-        known = KnownFiles(files, files.content, files.content.directory)
-        handlers |= {"cache": keeper.usage, "cache_clear": keeper.clear}
-        handlers |= {"cache_pin": known.pin, "cache_missing": known.missing}
-    return Controls(tell, handlers)
+    return Controls(tell, handlers | cache_handlers(files))
+
+
+def cache_handlers(files: BlobFileSystem) -> dict[str, Handler]:
+    """Return what answers questions about the cache directory, nothing without one."""
+    if files.content is None or files.content.directory is None:
+        return {}
+    from amlmount.worker.caching import CacheKeeper
+    from amlmount.worker.known_files import KnownFiles
+
+    keeper = CacheKeeper(files.content.directory)
+    known = KnownFiles(files, files.content, files.content.directory)
+    handlers: dict[str, Handler] = {"cache": keeper.usage, "cache_clear": keeper.clear}
+    return handlers | {"cache_pin": known.pin, "cache_missing": known.missing}

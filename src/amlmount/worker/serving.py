@@ -21,6 +21,7 @@ from amlmount.worker.answering import adapter_for, take_up_writing
 from amlmount.worker.channel import Channel
 from amlmount.worker.controls import Controls, controls_for
 from amlmount.worker.estate import Estate, take_possession
+from amlmount.worker.late_cache import await_cache
 from amlmount.worker.orders import ERROR, NEGOTIATED, READY, SERVING, START, StartOrder
 from amlmount.worker.process import log_to_stderr, settle
 from amlmount.worker.source import open_checked, open_files
@@ -105,6 +106,7 @@ class Worker:
             log.info("serving %s in the place of a worker that died", self._spec.target)
             self._tell({"op": SERVING})
         self._controls = controls_for(files, notifier, self._tell)
+        await_cache(files, self._spec, self._controls)
         log.info("ended: %s", session.run().value)
 
     def _on_negotiated(self, negotiated: Negotiated) -> None:

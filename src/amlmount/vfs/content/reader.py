@@ -142,6 +142,18 @@ def open_reader(spec: MountSpec, download: Download, children_of: Callable[[int]
     return ContentReader(spec.policy, identities, download, children_of, _open_directory(spec))
 
 
+def open_late(spec: MountSpec) -> OpenContent | None:
+    """Return what makes the reader of a mount that did without its cache directory, None if it cannot have it yet."""
+    if spec.cache_dir is None or not spec.policy.cache_on_disk:
+        return None
+    try:
+        directory = CacheDirectory(spec.cache_dir, limit_bytes=spec.cache_max_bytes)
+    except OSError:
+        return None
+    identities = {index: identity_of(source) for index, source in enumerate(spec.sources)}
+    return lambda download, children_of: ContentReader(spec.policy, identities, download, children_of, directory)
+
+
 def _open_directory(spec: MountSpec) -> CacheDirectory | None:
     if spec.cache_dir is None or not spec.policy.cache_on_disk:
         return None
