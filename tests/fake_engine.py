@@ -63,6 +63,7 @@ class FakeEngine:
     takes_over: bool = False
     hung: set[str] = field(default_factory=set)
     died_unseen: bool = False
+    beneath_refused: str | None = "not in memory"
     secure: Callable[[Running], Awaitable[None]] = field(default=nobody_comes_after)
     busy: bool = False
     alive: dict[str, Running] = field(default_factory=dict)
@@ -106,7 +107,8 @@ class FakeEngine:
                 f"cannot unmount '{running.spec.target}': in use by cat (pid 7, open file /x)",
                 details={"holders": [{"pid": 7, "command": "cat", "what": "open file /x"}]},
             )
-        self.alive.pop(running.spec.name, None)
+        if self.alive.get(running.spec.name, running) is running:
+            self.alive.pop(running.spec.name, None)
         if not running.exited.done():
             running.exited.set_result(ExitReason(0))
 
@@ -139,6 +141,24 @@ class FakeEngine:
         if self.died_unseen:
             exited.set_result(ExitReason(-9))
         return running
+
+    def why_not_beneath(self) -> str | None:
+        return self.beneath_refused
+
+    async def start_beneath(self, spec: MountSpec, *, timeout_s: float) -> Running:
+        self.log.append(f"start {spec.name} beneath")
+        await self.gate.wait()
+        if self.start_errors:
+            raise self.start_errors.pop(0)
+        exited: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
+        running = Running(spec, self.name, next(self._pids), 1, -1, 2, exited)
+        await self.secure(running)
+        self.alive[spec.name] = running
+        return running
+
+    async def abandon(self, running: Running, *, timeout_s: float) -> None:
+        self.log.append(f"abandon {running.spec.name}")
+        self.alive.pop(running.spec.name, None)
 
     def is_hung(self, running: Running) -> bool:
         return running.spec.name in self.hung

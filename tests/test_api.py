@@ -18,7 +18,7 @@ from amlmount.client import DaemonClient
 from amlmount.errors import ConfigError, DaemonUnreachableError, NetworkError, NotFoundError, UsageError
 from amlmount.states import MountState, MountStatus
 from amlmount.supervisor import RecordStore, Supervisor
-from fake_engine import FakeWorld
+from fake_engine import FakeWorld, spec_named
 from sandbox import Sandbox
 
 
@@ -30,6 +30,7 @@ class FakeService:
         self.trouble: Exception | None = None
         self.sudo_uid: int | None = None
         self.requests = 0
+        self.is_handing_over = False
 
     @property
     def supervisor(self) -> Supervisor:
@@ -55,6 +56,9 @@ class FakeService:
 
     def end_if_idle(self) -> bool:
         return False
+
+    def hand_over(self) -> None:
+        self.is_handing_over = True
 
     def shut_down(self) -> None:
         self.trouble = DaemonUnreachableError("cannot take the request: the daemon is ending")
@@ -82,6 +86,10 @@ class Served:
 
     def until(self, **states: str) -> None:
         self.run(self.world.until(**states))
+
+    async def remove(self, name: str) -> None:
+        """Take a mount out of the configuration."""
+        self.world.supervisor.update([spec_named(other) for other in self.world.names if other != name])
 
     def gate(self, is_open: bool) -> None:
         gate = self.world.engine.gate
@@ -132,6 +140,28 @@ def test_up_status_down(served: Served) -> None:
     assert status.state is MountState.MOUNTED and status.engine_why == "blobfuse2 not installed"
     assert {s.state for s in served.client.down(["b"], lazy=False, timeout_s=5).mounts} == {"unmounted"}
     assert [s.state for s in served.client.status()] == ["mounted", "unmounted"]
+
+
+def test_restart_reload_and_their_plan(served: Served) -> None:
+    served.client.up(None, wait=True, timeout_s=5)
+    before = {status.name: status.pid for status in served.client.status()}
+    seen: list[MountStatus] = []
+    outcome = served.client.restart(["a"], timeout_s=5, sudo_uid=3, progress=seen.append)
+    assert outcome.errors == {} and served.service.sudo_uid == 3 and seen
+    after = {status.name: status.pid for status in served.client.status()}
+    assert after["a"] != before["a"] and after["b"] == before["b"]
+    with pytest.raises(NotFoundError):
+        served.client.restart(["nope"], timeout_s=5)
+    assert served.client.changes() == []
+    served.run(served.remove("b"))
+    assert [(change.name, change.action) for change in served.client.changes()] == [("b", "remove")]
+    assert [status.state for status in served.client.reload(timeout_s=5).mounts] == ["unmounted"]
+    assert [status.name for status in served.client.status()] == ["a"]
+
+
+def test_hand_over(served: Served) -> None:
+    assert served.post("/v1/handover", b"{}") == (200, {"ending": True})
+    assert served.service.is_handing_over
 
 
 def test_errors_come_back_as_they_were_raised(served: Served) -> None:
