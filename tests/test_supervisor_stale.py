@@ -34,6 +34,8 @@ def test_one_in_use_stays_as_it_is(tmp_path: Path) -> None:
         running = world.engine.alive["a"]
         running.on_stale("its key has changed")
         async with asyncio.timeout(5):
+            while "stop a" not in world.engine.log:
+                await asyncio.sleep(0)
             while world.supervisor.status(["a"])[0].state is MountState.UNMOUNTING:
                 await asyncio.sleep(0)
         [status] = world.supervisor.status(["a"])
