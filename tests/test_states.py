@@ -19,6 +19,7 @@ from amlmount.states import (
     MountState,
     MountStatus,
     Now,
+    Replaced,
     RestartPolicy,
     RetryAfter,
     RetryDue,
@@ -59,6 +60,7 @@ EVENTS: dict[str, Event] = {
     "retry_due": RetryDue(),
     "health_lost": HealthLost(BOOM),
     "health_back": HealthBack(),
+    "replaced": Replaced(79, "python", "a new definition"),
 }
 GIVE_UP = (CancelRetry, CancelStart, Stop)
 # What changes; every pair of state and event that is not here must leave the status as it is and ask for nothing.
@@ -90,6 +92,8 @@ TABLE = {
     (UP, "health_lost"): (D, ()),
     (D, "health_lost"): (D, ()),
     (D, "health_back"): (UP, ()),
+    (UP, "replaced"): (UP, ()),
+    (D, "replaced"): (UP, ()),
 }
 
 
@@ -98,6 +102,7 @@ ORPHAN = {
     "unwanted": (DOWN, GIVE_UP),
     "lazy": (DOWN, GIVE_UP),
     "took_over": (UP, ()),
+    "replaced": (UP, ()),
     "take_over_failed": (D, (TakeOver,)),
     "take_over_failed_for_good": (P, (CleanUp, RetryAfter)),
 }
