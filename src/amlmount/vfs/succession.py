@@ -55,12 +55,17 @@ class Succession:
         self._journal.append(_listed(directory, before))
         self._rewrite_if_wanted()
 
-    def changed(self, directory: DirectoryNode, came: Sequence[Node], went: Sequence[bytes]) -> None:
-        """Note single names of a directory that lead to something else now, or nowhere; an inode may have moved."""
-        if self._tree.nodes.get(directory.node_id) is not directory:
-            return
-        facts = (directory.node_id, directory.listed_at, directory.mtime_ns)
-        self._journal.append(marshal.dumps((_CHANGED, *facts, [_entry(node) for node in came], list(went))))
+    def changed(self, changes: Sequence[tuple[DirectoryNode, Iterable[Node], Iterable[bytes]]]) -> None:
+        """Note, as one step, names of directories that lead to something else now (came), or nowhere (went).
+
+        An inode that came may have been somewhere else before; what went is noted before what came.
+        """
+        known = [change for change in changes if self._tree.nodes.get(change[0].node_id) is change[0]]
+        steps = [
+            (directory.node_id, directory.listed_at, directory.mtime_ns, [_entry(node) for node in came], list(went))
+            for directory, came, went in known
+        ]
+        self._journal.append(marshal.dumps((_CHANGED, steps)))
         self._rewrite_if_wanted()
 
     def _rewrite_if_wanted(self) -> None:
@@ -78,7 +83,8 @@ def replay(tree: Tree, sources: Sequence[Source], records: Iterable[bytes]) -> N
         if kind == _LISTED:
             _replay_listing(tree, *fields)
         elif kind == _CHANGED:
-            _replay_change(tree, *fields)
+            for step in fields[0]:
+                _replay_change(tree, *step)
         elif kind == _HELD:
             _replay_held(tree, sources, *fields)
         else:

@@ -116,10 +116,11 @@ class WritableFileSystem(LiveTree):
             return
         with file.lock:
             if not file.opens and not file.is_dirty:
-                if file.state.has_data:
-                    file.drop_data()
-                    if not file.is_unlinked and not file.is_displaced:
-                        self.ledger.restate(file)
+                if file.state.has_data or file.state.whole:
+                    names = file.let_go_of_data()
+                    self._note(file, self.ledger.restate)  # first: data that is said to be here must be here
+                    for name in names:
+                        self.disk.remove(name)
                 file.close_data()
         self._let_go_if_unknown(file)
 

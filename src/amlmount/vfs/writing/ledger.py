@@ -120,6 +120,7 @@ def _happened(entry: Entry, record: Record) -> None:
 def _sent(entry: Entry, change: int, etag: str, size_bytes: int) -> None:
     for state in (entry.state, entry.promise):
         if state is not None:
+            state.change = max(state.change, change)  # not every one is in the journal
             state.stored, state.etag, state.base_size = max(state.stored, change), etag, size_bytes
     if entry.state.change <= change:
         entry.state.dirty.cut(0)

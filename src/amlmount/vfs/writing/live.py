@@ -152,8 +152,8 @@ class LiveTree(BlobFileSystem):
                 else:
                     self.own.drop(file)
                 self._tree.nodes.pop(file.node_id, None)
-            file.drop_data()
             self.ledger.gone(file)
+            file.drop_data()
         finally:
             file.lock.release()
 
@@ -163,7 +163,7 @@ class LiveTree(BlobFileSystem):
         node = self._numbers.maker(parent, file.source)(file.name, info)
         self._tree.put_child(parent, node)
         self.own.replace(parent, file, parent.children[file.name])
-        self.tell_successor(parent, [parent.children[file.name]], [])
+        self.tell_successor([(parent, [parent.children[file.name]], [])])
 
     def metadata_of(self, file: LiveFile) -> dict[str, str]:
         """Return what is kept of a file besides its content, as its blob has it."""
@@ -230,10 +230,11 @@ class LiveTree(BlobFileSystem):
             return children
         return {name: node for name, node in children.items() if not isinstance(node, LiveFile)}
 
-    def tell_successor(self, directory: DirectoryNode, came: Iterable[Node], went: Iterable[bytes]) -> None:
-        """Write down what a process that takes over must know of a changed directory. Needs the tree lock."""
+    def tell_successor(self, changes: Sequence[tuple[DirectoryNode, Iterable[Node], Iterable[bytes]]]) -> None:
+        """Write down, as one step, what a process that takes over must know of changed directories: what came, what
+        went. Needs the tree lock."""
         if self._succession is not None:
-            self._succession.changed(directory, list(came), list(went))
+            self._succession.changed(changes)
 
     # What a recovery needs
 
@@ -266,23 +267,31 @@ class LiveTree(BlobFileSystem):
         """Let a name lead to a new inode."""
         with self._lock:
             self._tree.put_child(directory, node)
-            self._changed(directory, node.name, directory.children[node.name])
+            self._own_change(directory, node.name, directory.children[node.name])
+            self.tell_successor([(directory, [directory.children[node.name]], [])])
 
     def take_child(self, directory: DirectoryNode, name: bytes) -> None:
         """Let a name lead nowhere."""
         with self._lock:
             self._tree.take_child(directory, name)
-            self._changed(directory, name, None)
+            self._own_change(directory, name, None)
+            self.tell_successor([(directory, [], [name])])
 
     def move_child(self, node: Node, old: DirectoryNode, new: DirectoryNode, name: bytes) -> None:
-        """Let another name lead to an inode, and its old one nowhere."""
+        """Let another name lead to an inode, in the place of what it leads to, and its old one nowhere."""
         with self._lock:
             old_name = node.name
             self._tree.detach(old, old_name)
-            self._changed(old, old_name, None)
+            self._own_change(old, old_name, None)
+            self._tree.take_child(new, name)
             node.name = name
             self._tree.attach(new, node)
-            self._changed(new, name, node)
+            self._own_change(new, name, node)
+            self.tell_successor([(old, [], [old_name]), (new, [node], [])])
+
+    def _own_change(self, directory: DirectoryNode, name: bytes, node: Node | None) -> None:
+        directory.mtime_ns = time.time_ns()
+        self.own.note(directory, name, node, self._clock())
 
     def live_below(self, source: Source, prefix: str) -> list[LiveFile]:
         """Return the live files whose blob names begin with `prefix`."""
@@ -306,7 +315,7 @@ class LiveTree(BlobFileSystem):
             self.own.move(node.source, old_path, f"{new.path}{decode_segment(name)}/")
             self._move_below(node, new, lambda file: _moved(file, old_prefix, node, moved))
             for directory in self._tree.listed_below(node):
-                self.tell_successor(directory, directory.children.values(), [])
+                self.tell_successor([(directory, directory.children.values(), [])])
 
     def _move_below(
         self, node: DirectoryNode, parent: DirectoryNode, find: Callable[[FileNode], ObjectInfo | None]
@@ -330,11 +339,6 @@ class LiveTree(BlobFileSystem):
             kind, made = file.kind, FileNode(file.node_id, file.ino, file.parent_id, file.name, file.source, info)
             made.kind = kind
             self._tree.replace(file, made)
-
-    def _changed(self, directory: DirectoryNode, name: bytes, node: Node | None) -> None:
-        directory.mtime_ns = time.time_ns()
-        self.own.note(directory, name, node, self._clock())
-        self.tell_successor(directory, [node] if node else [], [] if node else [name])
 
     def expire(self, directory: DirectoryNode) -> None:
         """Have a directory listed anew at its next use."""

@@ -136,17 +136,20 @@ class LiveFile(FileNode):
             os.close(self._fd)
             self._fd = -1
 
-    def drop_data(self) -> None:
-        """Remove the data file: the store has all of it, or nobody wants it."""
+    def let_go_of_data(self) -> list[str]:
+        """Have nothing here any more, and return what may be removed once that is noted: the store has all of it."""
         self.close_data()
-        if self.state.has_data:
-            self._disk.remove(self.state.data_name)
-        for name in self.outdated:
-            self._disk.remove(name)
+        names = [*self.outdated, *([self.state.data_name] if self.state.has_data else [])]
         self.outdated = []
         self.state.has_data = False
         self.state.held, self.state.dirty, self.state.whole = Extents(), Extents(), False
         self.state.base_end = self.state.size
+        return names
+
+    def drop_data(self) -> None:
+        """Remove the data file of something nobody needs to be told of any more."""
+        for name in self.let_go_of_data():
+            self._disk.remove(name)
 
     def turn_epoch(self, keep_bytes: int) -> None:
         """Go on in a new data file that has what the old one holds below `keep_bytes`; the old one is left as it is."""

@@ -102,7 +102,7 @@ class Namespace:
     def remove_file(self, directory: DirectoryNode, node: FileNode) -> None:
         """Delete the blob of a file, and forget what was to be sent. Raises OSError."""
         files = self.files
-        file = self._held_open(node)
+        file = self.held_open(node)
         if file is None:
             self.delete_blob(node.source, node.blob_name)
         else:
@@ -118,7 +118,7 @@ class Namespace:
             with file.lock:
                 file.drop_data()
 
-    def _held_open(self, node: FileNode) -> LiveFile | None:
+    def held_open(self, node: FileNode) -> LiveFile | None:
         """Return the live file of a node that is one, or that somebody has open: then all of it is fetched first."""
         files = self.files
         if not isinstance(node, LiveFile) and not files.is_open(node):

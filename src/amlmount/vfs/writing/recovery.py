@@ -88,6 +88,10 @@ class _Recovery:
         if not state.whole:
             return
         name = state.data_name
+        if not self._files.disk.exists(name) and state.change <= state.stored:
+            state.whole, state.has_data = False, False  # it was being let go of
+            state.size = state.base_end = state.base_size
+            return
         if self._files.disk.exists(name):
             state.has_data = True
             state.size, mtime_ns = self._files.disk.measure(name)

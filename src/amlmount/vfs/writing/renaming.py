@@ -87,9 +87,11 @@ class Renaming:
                 return
         if file.is_dirty:
             self._files.flush_to_store(file)
+        if isinstance(target, FileNode):
+            target = self._names.held_open(target)  # whoever has it open keeps it
         with file.sending:
             info = self._copy(file, blob_name, may_replace)
-            self._drop_target(new, target)
+            self._drop_target(target)
             before = replace(file.state)
             self._named(file, old, new, name, blob_name, info)
             deletion = self._files.ledger.delete(before, lasts=False)
@@ -117,8 +119,6 @@ class Renaming:
             self._promise_as(file, blob_name, etag)
             if isinstance(target, LiveFile):
                 self._replace_live(target)
-        if target is not None:
-            self._files.take_child(new, name)
         self._files.move_child(file, old, new, name)
         self._files.uploads.enqueue(file)
 
@@ -161,13 +161,11 @@ class Renaming:
         except AmlmountError as error:
             raise as_errno(error) from error
 
-    def _drop_target(self, new: DirectoryNode, target: Node | None) -> None:
+    def _drop_target(self, target: Node | None) -> None:
         """Forget what the new name led to: its blob has just been replaced."""
         if isinstance(target, LiveFile):
             with target.sending:
                 self._replace_live(target)
-        if target is not None:
-            self._files.take_child(new, target.name)
 
     def _named(
         self, file: LiveFile, old: DirectoryNode, new: DirectoryNode, name: bytes, blob_name: str, info: ObjectInfo

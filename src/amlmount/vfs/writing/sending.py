@@ -186,10 +186,10 @@ class Sender:
         kept = keep_beside(self._ledger, snapshot, file)
         with file.lock:
             file.is_displaced = True
-            file.drop_data()
             error = ConflictError(snapshot.name, kept)
             file.trouble = error
             self._ledger.journal.sync(self._ledger.gone(file))
+            file.drop_data()
         log.error("%s", error.message)
         self._on_stored(file, ObjectInfo(snapshot.name, 0, found, 0))
         raise error
