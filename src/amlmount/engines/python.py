@@ -189,8 +189,7 @@ class PythonEngine:
         """See TakesOver."""
         descriptors = self._complete(claim)
         fuse_fd, estate_fd, channel_fd = (descriptors[kind] for kind in ("fuse", "estate", "channel"))
-        path = os.path.join(self._log_dir, f"{claim.spec.name}.log") if self._log_dir else None
-        child = Child.adopt(claim.pid, claim.pid_start_time, channel_fd, path)
+        child = Child.adopt(claim.pid, claim.pid_start_time, channel_fd, self._log_path(claim.spec.name))
         if not child.exited.done():
             self._keep(child)
             if owner_of(estate_fd) != claim.pid or "channel" not in claim.descriptors:
@@ -243,13 +242,16 @@ class PythonEngine:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     async def _start_child(self, spec: MountSpec, undo: AsyncExitStack) -> Child:
-        path = os.path.join(self._log_dir, f"{spec.name.replace('/', ':')}.log") if self._log_dir else None
+        path = self._log_path(spec.name)
         if self._forks is None:
             child = Child.start(spec.name, path)
         else:
             child = await Child.fork(self._forks, spec.name, path, [str(s.store.get("type")) for s in spec.sources])
         undo.push_async_callback(child.kill)
         return child
+
+    def _log_path(self, name: str) -> str | None:
+        return os.path.join(self._log_dir, f"{name.replace('/', ':')}.log") if self._log_dir else None
 
     def _keep(self, child: Child) -> None:
         pid = child.process.pid
