@@ -54,8 +54,14 @@ class Pair:
 
     def until_replaced(self, name: str, pid: int) -> dict[str, Any]:
         """Wait until another process than `pid` serves the mount, and return what `ps` says then."""
-        poll(lambda: self.state(name) == "mounted" and self.mount(name)["pid"] != pid, f"{name} does not come back")
-        return self.mount(name)
+        seen: list[dict[str, Any]] = []
+
+        def is_back() -> bool:
+            seen[:] = [self.mount(name)]  # one answer: between two the mount may have changed its mind
+            return seen[0]["state"] == "mounted" and seen[0]["pid"] != pid
+
+        poll(is_back, f"{name} does not come back")
+        return seen[0]
 
     def workers(self) -> list[int]:
         return [pid for pid, _ in self.world.processes() if command_line(pid).startswith("amlmount.worker ")]
