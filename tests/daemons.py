@@ -54,14 +54,12 @@ class Pair:
 
     def until_replaced(self, name: str, pid: int) -> dict[str, Any]:
         """Wait until another process than `pid` serves the mount, and return what `ps` says then."""
-        seen: list[dict[str, Any]] = []
 
-        def is_back() -> bool:
-            seen[:] = [self.mount(name)]  # one answer: between two the mount may have changed its mind
-            return seen[0]["state"] == "mounted" and seen[0]["pid"] != pid
+        def replaced() -> dict[str, Any] | None:
+            seen = self.mount(name)  # one answer: between two the mount may have changed
+            return seen if seen["state"] == "mounted" and seen["pid"] != pid else None
 
-        poll(is_back, f"{name} does not come back")
-        return seen[0]
+        return dict(poll(replaced, f"{name} does not come back"))
 
     def workers(self) -> list[int]:
         return [pid for pid, _ in self.world.processes() if command_line(pid).startswith("amlmount.worker ")]
