@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import sandbox as ground
 from sandbox import Sandbox
@@ -17,6 +18,9 @@ from world import World, make_world
 pytest_plugins = ["azurite", "drivers"]
 
 HERE = Path(__file__).parent
+# How long an example takes says how busy the machine is, nothing else.
+settings.register_profile("amlmount", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("amlmount")
 SANDBOX = pytest.StashKey[Sandbox]()
 SKIPPED = pytest.StashKey[list[str]]()
 COLLECTED = pytest.StashKey[list[str]]()
