@@ -56,7 +56,9 @@ class WritableFileSystem(LiveTree):
     ) -> None:
         """Take what LiveTree takes. `recovery.recover` comes before anything else."""
         super().__init__(sources, policy, options=options, **more)
-        self.uploads = Uploads(self.ledger, Sender(self.ledger, self._on_stored), self._tell)
+        self.uploads = Uploads(
+            self.ledger, Sender(self.ledger, self._on_stored), self._tell, threads=options.upload_threads
+        )
         self._asked_at = float("-inf")
 
     # Opening and closing
@@ -334,6 +336,7 @@ class WritableFileSystem(LiveTree):
             for file in dirty:
                 self.uploads.promise(file)
                 self.uploads.enqueue(file)
+            self.uploads.work_off()
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.05)

@@ -185,11 +185,16 @@ class Ledger:
         """Note that this change is about to be sent: afterwards it may be in the store without our knowing."""
         self.journal.append(BEGUN, id=file.state.id, change=change)
 
-    def sent(self, file: LiveFile, change: int, etag: str, size_bytes: int) -> None:
-        """Note that the store has this change."""
-        if file.promise is not None and file.promise.promised <= change:
+    def sent(self, file: LiveFile, change: int, etag: str, size_bytes: int) -> int | None:
+        """Note that the store has this change; return the place to sync to before anything is done that rests on it.
+
+        A promise that is kept must not be kept once more after a crash, when the file may be gone or another.
+        """
+        fulfils = file.promise is not None and file.promise.promised <= change
+        if fulfils:
             file.promise = None
-        self.journal.append(SENT, id=file.state.id, change=change, etag=etag, size=size_bytes)
+        place = self.journal.append(SENT, id=file.state.id, change=change, etag=etag, size=size_bytes)
+        return place if fulfils else None
 
     def gone(self, file: LiveFile) -> int:
         """Note that nothing of a file needs to be known any more."""

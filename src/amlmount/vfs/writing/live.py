@@ -23,7 +23,7 @@ from amlmount.vfs.errno import as_os_error
 from amlmount.vfs.filesystem import BlobFileSystem
 from amlmount.vfs.names import decode_segment
 from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
-from amlmount.vfs.writing.disk import open_disk
+from amlmount.vfs.writing.disk import Disk, open_disk
 from amlmount.vfs.writing.ledger import Ledger
 from amlmount.vfs.writing.livefile import LiveFile, State
 from amlmount.vfs.writing.own import OwnChanges
@@ -44,6 +44,7 @@ class WritingOptions:
     durability: str = "store"
     upload_timeout_s: float = 300.0
     max_pending_bytes: int = 64 << 30
+    upload_threads: int = 4
 
 
 class LiveTree(BlobFileSystem):
@@ -55,11 +56,15 @@ class LiveTree(BlobFileSystem):
         policy: Policy,
         *,
         options: WritingOptions,
+        disk: Disk | None = None,
         **more: Any,
     ) -> None:
-        """Take what BlobFileSystem takes. Raises AmlmountError for a state directory that cannot be used."""
+        """Take what BlobFileSystem takes; `disk` in the place of the state directory's.
+
+        Raises AmlmountError for a state directory that cannot be used, BusyError for one that is in use.
+        """
         self.options = options
-        self.disk = open_disk(options.state_dir)
+        self.disk = disk or open_disk(options.state_dir)
         self._lock_fd = self.disk.lock()
         self.ledger = Ledger(self.disk)
         self.own = OwnChanges()

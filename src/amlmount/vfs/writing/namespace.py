@@ -82,9 +82,11 @@ class Namespace:
         file = LiveFile(files.disk, source, directory.node_id, name, state)
         file.opens = 1
         with file.lock:
+            files.ledger.enter(file)  # first: a name that leads to nothing is worse than one that is not there yet
             files.put_child(directory, file)
-            state.node_id = file.node_id
-            files.ledger.enter(file)
+            if file.node_id != state.node_id:
+                state.node_id = file.node_id
+                files.ledger.restate(file)
         return file
 
     def unlink(self, parent_id: int, name: bytes, attempt: Attempt = ONCE) -> None:

@@ -16,6 +16,7 @@ from amlmount.vfs.base import Node
 from amlmount.vfs.errno import as_os_error
 from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
 from amlmount.vfs.writing.attempts import ONCE, Attempt
+from amlmount.vfs.writing.ledger import Deletion
 from amlmount.vfs.writing.livefile import LiveFile
 from amlmount.vfs.writing.namespace import Namespace, as_errno
 
@@ -47,6 +48,7 @@ class Renaming:
         node, target = names.child(old, old_name), names.child(new, new_name)
         if node is None:
             if target is not None and attempt.was_begun:
+                self._finish(old, old_name, target)
                 return
             raise FileNotFoundError(errno.ENOENT, "no such file or directory")
         if target is node:
@@ -61,7 +63,7 @@ class Renaming:
             self._rename_directory(node, old, new, new_name, target, attempt)
         else:
             assert isinstance(node, FileNode)
-            self._rename_file(node, old, new, new_name, blob_name, target, may_replace)
+            self._rename_file(node, old, new, new_name, blob_name, target, may_replace, attempt)
         names.keep_directory(old)
 
     # Files
@@ -75,28 +77,38 @@ class Renaming:
         blob_name: str,
         target: Node | None,
         may_replace: bool,
+        attempt: Attempt,
     ) -> None:
         file = self._files.enliven(node, is_emptied=False)
         if file.state.name == blob_name:  # a process before us had come this far
+            left = self._names.name_below(old, node.name)[1]
             self._files.move_child(file, old, new, name)
-            self._names.delete_blob(file.source, self._names.name_below(old, node.name)[1])
+            self._names.delete_blob(file.source, left)
             return
+        if isinstance(target, FileNode):
+            target = self._held_open(target, attempt) or target
         with file.sending:  # nothing of it is under way, and nothing will be until it has its name
             if self._is_only_here(file):
                 self._rename_here(file, old, new, name, blob_name, target)
                 return
         if file.is_dirty:
             self._files.flush_to_store(file)
-        if isinstance(target, FileNode):
-            target = self._names.held_open(target)  # whoever has it open keeps it
         with file.sending:
             info = self._copy(file, blob_name, may_replace)
             self._drop_target(target)
             before = replace(file.state)
-            self._named(file, old, new, name, blob_name, info)
-            deletion = self._files.ledger.delete(before, lasts=False)
+            deletion = self._named(file, old, new, name, blob_name, info)
             self._names.delete_blob(file.source, before.name)
             self._files.ledger.deleted(deletion)
+
+    def _held_open(self, target: FileNode, attempt: Attempt) -> LiveFile | None:
+        """Let whoever has a file open keep it; once a process that died has replaced it, that cannot be done."""
+        try:
+            return self._names.held_open(target)
+        except OSError as error:
+            if error.errno != errno.ESTALE or not attempt.was_begun:
+                raise
+            return None
 
     def _is_only_here(self, file: LiveFile) -> bool:
         return not file.state.etag and not file.was_sent
@@ -141,13 +153,9 @@ class Renaming:
         """Forget a live file whose name another gets; the blob stays until that one replaces it."""
         with target.lock:
             target.is_unlinked = True
+            self._files.ledger.gone(target)
             if not target.opens:
                 target.drop_data()
-            elif not target.state.whole:
-                target.is_unlinked = False
-                self._files.fetch_all(target)
-                target.is_unlinked = True
-            self._files.ledger.gone(target)
 
     def _copy(self, file: LiveFile, blob_name: str, may_replace: bool) -> ObjectInfo:
         state, store = file.state, file.source.store
@@ -169,12 +177,15 @@ class Renaming:
 
     def _named(
         self, file: LiveFile, old: DirectoryNode, new: DirectoryNode, name: bytes, blob_name: str, info: ObjectInfo
-    ) -> None:
+    ) -> Deletion:
         with file.lock:
+            before = replace(file.state)
             file.state.name, file.state.etag, file.state.base_size = blob_name, info.etag, info.size_bytes
             file.show()
             self._files.ledger.restate(file)
+            deletion = self._files.ledger.delete(before, lasts=False)
             self._files.move_child(file, old, new, name)
+            return deletion
 
     # Directories
 
@@ -208,6 +219,20 @@ class Renaming:
         if attempt.was_begun:
             files.expire(node)  # what was deleted before is known under its new name only to the store
         self._delete_all(source, [info for info, _ in moved], before)
+
+    def _finish(self, old: DirectoryNode, old_name: bytes, target: Node) -> None:
+        """Delete what a process that died had copied and not deleted yet; of a file, the recovery has seen to that."""
+        if not isinstance(target, DirectoryNode) or target.source is None:
+            return
+        source, store = target.source, target.source.store
+        before = self._names.name_below(old, old_name)[1] + "/"
+        assert isinstance(store, WritableStore)
+        try:
+            left = [info for page in store.list(before) for info in page.objects if info.name != before]
+            copied = [info for info in left if is_copy(store, info, target.blob_name + info.name.removeprefix(before))]
+        except AmlmountError as error:
+            raise as_errno(error) from error
+        self._delete_all(source, copied, before)
 
     def _rename_at_once(self, store: HasDirectories, before: str, after: str, attempt: Attempt) -> None:
         try:
@@ -276,7 +301,10 @@ class Renaming:
 
 def is_copy(store: WritableStore, info: ObjectInfo, name: str) -> bool:
     """Tell whether a blob is the same as another, byte by byte. Raises the store's errors."""
-    other = store.head(name)
+    try:
+        other = store.head(name)
+    except BlobNotFoundError:
+        return False
     if other.size_bytes != info.size_bytes:
         return False
     for start in range(0, info.size_bytes, COMPARE_BYTES):

@@ -45,8 +45,8 @@ class Snapshot:
         self.dirty, self._held = state.dirty.copy(), state.held.copy()
         self._fd = os.dup(file.fd()) if state.has_data or state.whole else -1
         self.metadata = dict(state.metadata) | {MTIME: format_mtime(state.mtime_ns)}
-        self.own_ids = f"{state_id}-{state.id:x}-"
-        self.write_id = f"{self.own_ids}{state.change:x}"
+        self._state_id, self._order = state_id, (state.id, state.change)
+        self.write_id = f"{state_id}-{state.id:x}-{state.change:x}"
 
     def close(self) -> None:
         """Let go of the data file."""
@@ -76,6 +76,14 @@ class Snapshot:
         if len(data) != end - start:
             raise AmlmountError(f"cannot read blob {self.name!r}: {len(data)} of {end - start} bytes came")
         return data
+
+    def order_of(self, info: ObjectInfo) -> int:
+        """Say whether a blob was written by this state directory before this content (-1) or after it (1); else 0."""
+        state_id, _, order = info.metadata.get(WRITE_ID, "").partition("-")
+        if state_id != self._state_id:
+            return 0
+        number, _, change = order.partition("-")
+        return 1 if (int(number, 16), int(change, 16)) > self._order else -1
 
     def is_in(self, info: ObjectInfo) -> bool:
         """Tell whether a blob is this content, by what it says or by looking."""
@@ -159,7 +167,10 @@ class Sender:
         if snapshot.is_in(present):
             self._stored(file, snapshot, present)
             return True
-        if present.metadata.get(WRITE_ID, "").startswith(snapshot.own_ids):  # an earlier attempt of ours
+        if (order := snapshot.order_of(present)) > 0:  # we have written it again since: this is old
+            self._stored(file, snapshot, present)
+            return True
+        if order < 0:  # an earlier attempt of ours
             with file.lock:
                 file.state.etag = present.etag
                 file.state.dirty.add(0, file.state.size)
@@ -176,10 +187,12 @@ class Sender:
             state.dirty = file.since if file.since is not None else Extents()
             file.trouble = None
             file.etag = info.etag
-            self._ledger.sent(file, snapshot.change, info.etag, info.size_bytes)
+            place = self._ledger.sent(file, snapshot.change, info.etag, info.size_bytes)
             if state.change > snapshot.change:
                 self._ledger.changed(file)
             file.forget_outdated()
+        if place is not None:
+            self._ledger.journal.sync(place)
         self._on_stored(file, info)
 
     def _keep_beside(self, file: LiveFile, snapshot: Snapshot, found: str) -> None:

@@ -116,6 +116,15 @@ class Uploads:
             self._queue = [(0.0, order, file) for _, order, file in self._queue]
             self._wanted.notify_all()
 
+    def work_off(self) -> None:
+        """Make every attempt that is due now, in the calling thread."""
+        while True:
+            with self._wanted:
+                if self._is_closed or not self._queue or self._queue[0][0] > time.monotonic():
+                    return
+                file = self._take()
+            self._in_background(file)
+
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Begin no further attempt, and wait for those under way, `timeout_s` seconds at most."""
         with self._wanted:
@@ -138,11 +147,14 @@ class Uploads:
             while not self._is_closed:
                 wait_s = self._queue[0][0] - time.monotonic() if self._queue else None
                 if wait_s is not None and wait_s <= 0:
-                    file = heapq.heappop(self._queue)[2]
-                    self._queued.discard(file.state.id)
-                    return file
+                    return self._take()
                 self._wanted.wait(wait_s)
             return None
+
+    def _take(self) -> LiveFile:
+        file = heapq.heappop(self._queue)[2]
+        self._queued.discard(file.state.id)
+        return file
 
     def _in_background(self, file: LiveFile) -> None:
         with file.lock:

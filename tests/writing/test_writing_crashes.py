@@ -1,0 +1,332 @@
+"""A fixed workload that dies at every single step: each call of the store, each write and sync of the state directory.
+
+Then, each time: the next process finds what a kill leaves, what a power cut leaves, or takes the mount over and is
+asked again what was not answered. Nothing that was acknowledged may be missing, and nothing half done may show.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amlmount.stores.memory import MemoryStore
+from amlmount.vfs.content.keys import identity_of
+from amlmount.vfs.nodes import Source
+from amlmount.vfs.writing import WritableFileSystem, recover
+from amlmount.vfs.writing import filesystem as writing_filesystem
+from amlmount.vfs.writing.attempts import Attempt
+from amlmount.vfs.writing.disk import DATA, KEPT
+from amlmount.vfs.writing.live import WritingOptions
+from vfs_trees import FakeClock, make_policy, source
+from writing.ground import Tree
+from writing.powercut import Died, Life, MortalDisk, MortalStore
+
+SMALL, LARGE = b"small" * 20, os.urandom(90_000)
+OLD = {"old": bytes(5000), "dir/one": b"1", "dir/two": b"2"}
+pytestmark = pytest.mark.timeout(600)
+
+
+@dataclass
+class World:
+    """One process: its file system, the path to it, and what programs hold."""
+
+    tree: Tree
+    nodes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One request of the kernel. `after`: what is acknowledged once it is answered, by name (None: gone)."""
+
+    act: Callable[[World, Attempt], None]
+    after: dict[str, bytes | None] = field(default_factory=dict)
+    is_promise: bool = True
+
+
+class Records:
+    """The journal of inodes that a successor gets; it outlives a process, not the machine."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+
+    def append(self, record: bytes) -> None:
+        self.kept.append(record)
+
+    @property
+    def wants_rewrite(self) -> bool:
+        return False
+
+    def rewrite(self, records: Iterable[bytes]) -> None:
+        self.kept = list(records)
+
+
+def create(path: str, flags: int = os.O_RDWR) -> Step:
+    def act(world: World, attempt: Attempt) -> None:
+        parent, name = world.tree.parent(path)
+        node = world.tree.names.create(parent, name, flags | os.O_CREAT, attempt)
+        world.tree.hold(node)
+        world.nodes[path] = node.node_id
+
+    return Step(act, {path: b""} if flags & os.O_EXCL else {})
+
+
+def open_(path: str, flags: int = os.O_RDWR) -> Step:
+    def act(world: World, attempt: Attempt) -> None:
+        world.nodes[path] = world.tree.files.open_file(world.tree.find(path).node_id, flags).node_id
+
+    return Step(act)
+
+
+def write(path: str, offset: int, data: bytes) -> Step:
+    return Step(lambda world, attempt: _ignore(world.tree.files.write(world.nodes[path], offset, data)))
+
+
+def flush(path: str, content: bytes) -> Step:
+    return Step(lambda world, attempt: world.tree.files.flush(world.nodes[path]), {path: content})
+
+
+def release(path: str) -> Step:
+    def act(world: World, attempt: Attempt) -> None:
+        world.tree.files.close_file(world.tree.files.node(world.nodes[path]))
+
+    return Step(act)
+
+
+def truncate(path: str, size: int, content: bytes) -> Step:
+    def act(world: World, attempt: Attempt) -> None:
+        world.tree.files.resize(world.tree.find(path).node_id, size)
+
+    return Step(act, {path: content})
+
+
+def rename(old: str, new: str, content: bytes) -> Step:
+    def act(world: World, attempt: Attempt) -> None:
+        tree = world.tree
+        tree.renaming.rename(*tree.parent(old), *tree.parent(new), attempt=attempt)
+
+    return Step(act, {old: None, new: content})
+
+
+def move(old: str, new: str, names: dict[str, bytes]) -> Step:
+    step = rename(old, new, b"")
+    gone = {f"{old}/{name}": None for name in names}
+    return Step(step.act, gone | {f"{new}/{name}": data for name, data in names.items()})
+
+
+def unlink(path: str) -> Step:
+    return Step(lambda world, attempt: world.tree.names.unlink(*world.tree.parent(path), attempt), {path: None})
+
+
+def mkdir(path: str) -> Step:
+    def act(world: World, attempt: Attempt) -> None:
+        world.tree.hold(world.tree.names.mkdir(*world.tree.parent(path), attempt))
+
+    return Step(act)
+
+
+def _ignore(_: object) -> None:
+    return
+
+
+WORKLOAD = [
+    *(create("a"), write("a", 0, SMALL), flush("a", SMALL), release("a")),
+    *(create("b"), write("b", 0, LARGE), flush("b", LARGE), write("b", 10, b"!!"), write("b", len(LARGE), b"more")),
+    *(flush("b", LARGE[:10] + b"!!" + LARGE[12:] + b"more"), release("b")),
+    *(open_("a"), write("a", len(SMALL), b"tail"), flush("a", SMALL + b"tail"), release("a")),
+    rename("a", "c", SMALL + b"tail"),
+    *(create("c.tmp", os.O_RDWR | os.O_EXCL), write("c.tmp", 0, LARGE), flush("c.tmp", LARGE), release("c.tmp")),
+    rename("c.tmp", "c", LARGE),
+    unlink("b"),
+    *(open_("old"), write("old", 2000, b"edit"), flush("old", bytes(2000) + b"edit" + bytes(2996))),
+    *(write("old", 6000, b"far"), flush("old", bytes(2000) + b"edit" + bytes(3996) + b"far"), release("old")),
+    truncate("old", 2002, bytes(2000) + b"ed"),
+    *(mkdir("new"), create("new/x"), write("new/x", 0, b"x"), flush("new/x", b"x"), release("new/x")),
+    move("new", "moved", {"x": b"x"}),
+    move("dir", "moved/dir", {"one": b"1", "two": b"2"}),
+    *(open_("c", os.O_RDWR | os.O_TRUNC), write("c", 0, b"again"), flush("c", b"again"), release("c")),
+    rename("moved/x", "old", b"x"),
+    *(create("last"), write("last", 0, b"last"), flush("last", b"last"), release("last"), unlink("last")),
+]
+
+
+class Machine:
+    """A store and a state directory that outlive processes."""
+
+    def __init__(self, root: Path, durability: str) -> None:
+        self.root, self.durability = root, durability
+        self.store = MortalStore(OLD)
+        self.state = root / "state"
+        self.life = Life()
+        self.records = Records()
+        self.disk: MortalDisk | None = None
+
+    def start(self, life: Life, *, takes_over: bool = False) -> World:
+        """Begin a process."""
+        if self.disk is not None:
+            self.disk.bury()
+        self.life = self.store.life = life
+        disk = self.disk = MortalDisk(str(self.state), life)
+        for name in ("", DATA, KEPT):
+            disk.make_directory(name)
+        options = WritingOptions(
+            str(self.state),
+            {0: identity_of(source())},
+            durability=self.durability,
+            upload_timeout_s=0.0,
+            upload_threads=0,
+        )
+        clock = FakeClock()
+        sources = [(None, Source(0, "data", self.store))]
+        files = WritableFileSystem(sources, make_policy(list_ttl_s=1.0), options=options, disk=disk, clock=clock)
+        if takes_over:
+            files.inherit(self.records.kept)
+        files.leave_to(self.records)
+        recover(files, is_successor=takes_over)
+        return World(Tree(files, clock))
+
+    def cut_power(self) -> None:
+        """Let the state directory be what a machine finds that was switched off."""
+        assert self.disk is not None
+        self.disk.cut(self.root / "left")
+        self.state = self.root / "left"
+
+
+def run(world: World, life: Life, first: int = 0, *, is_again: bool = False) -> int | None:
+    """Carry out the workload from a step on; return the step in which the process died, None if it did not."""
+    for number in range(first, len(WORKLOAD)):
+        attempt = Attempt(world.tree.files.ledger, 1000 + number, is_again=is_again and number == first)
+        try:
+            if not attempt.was_done:
+                WORKLOAD[number].act(world, attempt)
+            attempt.end()
+            world.tree.files.uploads.work_off()
+            world.tree.later()
+        except Died:
+            return number
+    return None
+
+
+def acknowledged(until: int) -> dict[str, bytes | None]:
+    """Return what programs may rely on once they got the answers to so many steps."""
+    known: dict[str, bytes | None] = dict(OLD)
+    for step in WORKLOAD[:until]:
+        known |= step.after
+    return known
+
+
+def contents(store: MemoryStore) -> dict[str, bytes]:
+    found = {info.name: info for page in store.list() for info in page.objects}
+    return {name: store.get(name) for name, info in found.items() if "hdi_isfolder" not in info.metadata}
+
+
+def all_steps(tmp_path: Path, durability: str) -> int:
+    machine = Machine(tmp_path / "count", durability)
+    life = Life()
+    world = machine.start(life)
+    begun = len(life.steps)
+    assert run(world, life) is None
+    assert world.tree.files.drain(10)
+    expected = {name: data for name, data in acknowledged(len(WORKLOAD)).items() if data is not None}
+    assert contents(machine.store) == expected
+    world.tree.files.close()
+    assert len(life.steps) > begun + len(WORKLOAD)
+    return len(life.steps)
+
+
+@pytest.fixture(autouse=True)
+def small_wholes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `old` edited in part, not fetched whole first."""
+    monkeypatch.setattr(writing_filesystem, "WHOLE_BYTES", 1000)
+
+
+def ends(tmp_path: Path, durability: str) -> Iterable[int]:
+    count = all_steps(tmp_path, durability)
+    every = int(os.environ.get("AMLMOUNT_TEST_EVERY", "1"))
+    return range(1, count + 1, every)
+
+
+@pytest.mark.parametrize("how", ["killed", "power cut"])
+@pytest.mark.parametrize("durability", ["store", "journal"])
+def test_what_was_acknowledged_is_there_after_every_crash(tmp_path: Path, durability: str, how: str) -> None:
+    for end in ends(tmp_path, durability):
+        root = tmp_path / "run"
+        machine, life = Machine(root, durability), Life(end)
+        try:
+            world = machine.start(life)
+        except Died:
+            died_in: int | None = 0
+        else:
+            died_in = run(world, life)
+        if died_in is None:
+            shutil.rmtree(root)
+            continue
+        if how == "power cut":
+            machine.cut_power()
+        check_after(machine, died_in, f"{how} at {end}: {life.steps[end - 1]}, in step {died_in}")
+        shutil.rmtree(root)
+
+
+def check_after(machine: Machine, died_in: int, where: str) -> None:
+    after = machine.start(Life())
+    try:
+        assert after.tree.files.drain(10), where
+        stats = after.tree.files.writing_stats()
+        assert stats.dirty_files == 0, where
+        safe, unsure = acknowledged(died_in), acknowledged(died_in + 1)
+        found = contents(machine.store)
+        for name in safe.keys() | unsure.keys() | found.keys():
+            allowed: list[bytes | None] = [safe.get(name), unsure.get(name)]
+            assert found.get(name) in allowed, f"{where}: {name} is {found.get(name)!r:.60}"
+        lost_both = [
+            name
+            for name, data in safe.items()
+            if data is not None
+            and name not in found
+            and not any(found.get(other) == data for other in unsure)
+            and unsure.get(name) is not None
+        ]
+        assert not lost_both, where
+        for kept in stats.kept:
+            assert "neither fsync nor close" in kept.why, f"{where}: {kept}"
+    finally:
+        after.tree.files.close()
+
+
+@pytest.mark.parametrize("durability", ["store", "journal"])
+def test_a_successor_goes_on_as_if_nothing_had_been(tmp_path: Path, durability: str) -> None:
+    expected = {name: data for name, data in acknowledged(len(WORKLOAD)).items() if data is not None}
+    for end in ends(tmp_path, durability):
+        root = tmp_path / "run"
+        machine, life = Machine(root, durability), Life(end)
+        try:
+            world = machine.start(life)
+        except Died:
+            shutil.rmtree(root)
+            continue  # nothing was mounted yet
+        died_in = run(world, life)
+        if died_in is None:
+            shutil.rmtree(root)
+            continue
+        where = f"taken over at {end}: {life.steps[end - 1]}, in step {died_in}"
+        successor = machine.start(Life(), takes_over=True)
+        successor.nodes = world.nodes
+        try:
+            assert run(successor, machine.life, died_in, is_again=True) is None
+            assert successor.tree.files.drain(10), where
+            assert contents(machine.store) == expected, where
+            assert successor.tree.files.writing_stats().kept == [], where
+        except (OSError, AssertionError) as error:
+            error.add_note(where)
+            raise
+        finally:
+            successor.tree.files.close()
+            shutil.rmtree(root)
+
+
+def test_nothing_is_left_out(tmp_path: Path) -> None:
+    steps: Any = {durability: all_steps(tmp_path / durability, durability) for durability in ("store", "journal")}
+    assert steps["store"] > 150 and steps["journal"] > 150
