@@ -117,12 +117,12 @@ def test_ctrl_c_takes_back_what_is_on_its_way_and_leaves_what_is_done(pair: Pair
 
 
 def test_ctrl_c_of_the_first_up_ends_the_daemon_too(pair: Pair) -> None:
-    call = pair.start("up", "red")
-    [worker] = poll(pair.workers, "no worker")
-    pair.kill(worker, signal.SIGSTOP)
-    poll(lambda: pair.state("red") == "mounting", "not mounting")
-    call.send_signal(signal.SIGINT)
-    call.communicate(timeout=30)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        pair.world.write_config(SLOW.format(port=silent.getsockname()[1], root=pair.world.root))
+        call = pair.start("up", "slow")
+        poll(lambda: pair.world.cli_json("ps") and pair.state("slow") == "mounting", "not mounting")
+        call.send_signal(signal.SIGINT)
+        call.communicate(timeout=30)
     assert call.returncode == 130
     pair.assert_as_before()
 
