@@ -57,7 +57,10 @@ class WritableFileSystem(LiveTree):
         """Take what LiveTree takes. `recovery.recover` comes before anything else."""
         super().__init__(sources, policy, options=options, **more)
         self.uploads = Uploads(
-            self.ledger, Sender(self.ledger, self._on_stored), self._tell, threads=options.upload_threads
+            self.ledger,
+            Sender(self.ledger, self._on_committed, self._on_stored),
+            self._tell,
+            threads=options.upload_threads,
         )
         self._asked_at = float("-inf")
 
@@ -249,7 +252,8 @@ class WritableFileSystem(LiveTree):
                 state.etag = new.etag
                 self._show(file)
                 self._note(file, self.ledger.restate)
-        self._on_stored(file, new)
+        self._on_committed(file)
+        self._on_stored(file)
 
     def read(self, node_id: int, offset: int, size_bytes: int, *, may_wait: bool = True) -> bytes | memoryview:
         """See FileSystem.read; of a file that is being written, what was written last."""
@@ -366,13 +370,16 @@ class WritableFileSystem(LiveTree):
     def _pending_bytes(self) -> int:
         return sum(file.state.dirty.size_bytes for file in list(self.ledger.files.values()) if file.is_pending)
 
-    def _on_stored(self, file: LiveFile, info: ObjectInfo) -> None:
+    def _on_committed(self, file: LiveFile) -> None:
+        """From here on a listing shows it, but not one that was begun before."""
         with self._lock:
             parent = self._tree.nodes.get(file.parent_id)
-            if not file.is_unlinked and isinstance(parent, DirectoryNode) and self._tree.is_current(file):
+            if isinstance(parent, DirectoryNode) and self._tree.is_current(file):
                 self.own.note(parent, file.name, file, self._clock())
-            elif not file.parent_id:
+            else:
                 self.own.touch(file, self._clock())
+
+    def _on_stored(self, file: LiveFile) -> None:
         if file.is_displaced:
             self._expire(file.parent_id)
         elif not file.opens:

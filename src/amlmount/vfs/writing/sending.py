@@ -103,10 +103,17 @@ class Snapshot:
 
 
 class Sender:
-    """Sends live files. `on_stored(file, info)` is called after each success, with no lock held."""
+    """Sends live files.
 
-    def __init__(self, ledger: Ledger, on_stored: Callable[[LiveFile, ObjectInfo], None]) -> None:
+    `on_committed(file)` is called when the store has one and it still counts as dirty, `on_stored(file)` when it does
+    not any more, or has lost its name; both with no lock held but `sending`.
+    """
+
+    def __init__(
+        self, ledger: Ledger, on_committed: Callable[[LiveFile], None], on_stored: Callable[[LiveFile], None]
+    ) -> None:
         self._ledger = ledger
+        self._on_committed = on_committed
         self._on_stored = on_stored
 
     def send(self, file: LiveFile) -> None:
@@ -158,7 +165,7 @@ class Sender:
         present = _head(snapshot.store, snapshot.name)
         if present is None:
             if not snapshot.whole:
-                self._keep_beside(file, snapshot, "is gone")
+                self._keep_beside(file, snapshot)
             with file.lock:
                 file.state.etag = ""
                 file.state.dirty.add(0, file.state.size)
@@ -176,10 +183,11 @@ class Sender:
                 file.state.dirty.add(0, file.state.size)
                 self._ledger.restate(file)
             return False
-        self._keep_beside(file, snapshot, present.etag)
+        self._keep_beside(file, snapshot)
         return True
 
     def _stored(self, file: LiveFile, snapshot: Snapshot, info: ObjectInfo) -> None:
+        self._on_committed(file)
         with file.lock:
             state = file.state
             state.stored, state.etag = max(state.stored, snapshot.change), info.etag
@@ -193,9 +201,9 @@ class Sender:
             file.forget_outdated()
         if place is not None:
             self._ledger.journal.sync(place)
-        self._on_stored(file, info)
+        self._on_stored(file)
 
-    def _keep_beside(self, file: LiveFile, snapshot: Snapshot, found: str) -> None:
+    def _keep_beside(self, file: LiveFile, snapshot: Snapshot) -> None:
         kept = keep_beside(self._ledger, snapshot, file)
         with file.lock:
             file.is_displaced = True
@@ -204,7 +212,7 @@ class Sender:
             self._ledger.journal.sync(self._ledger.gone(file))
             file.drop_data()
         log.error("%s", error.message)
-        self._on_stored(file, ObjectInfo(snapshot.name, 0, found, 0))
+        self._on_stored(file)
         raise error
 
 
