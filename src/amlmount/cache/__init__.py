@@ -16,6 +16,7 @@ from amlmount.cache.leftovers import (
 )
 from amlmount.cache.places import make_cache_directory, mount_directory, session_directory
 from amlmount.cache.root import CacheRoot, budget_bytes, choose_root, is_named_root, temporary_roots
+from amlmount.cache.state import assign_state, why_not_lasting
 
 __all__ = [
     "CacheInfo",
@@ -25,6 +26,7 @@ __all__ = [
     "Disks",
     "allot",
     "assign_caches",
+    "assign_state",
     "budget_bytes",
     "choose_root",
     "disk_bytes",
@@ -41,4 +43,5 @@ __all__ = [
     "session_directory",
     "temporary_roots",
     "used_roots",
+    "why_not_lasting",
 ]

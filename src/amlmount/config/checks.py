@@ -13,7 +13,7 @@ from amlmount.config.problems import Problem, did_you_mean
 from amlmount.config.resolve import child_name, effective_options, effective_policy, split_path, target_path
 from amlmount.config.store_models import LocalStore
 
-WRITING_OPTIONS = {"durability", "upload_timeout"}
+WRITING_OPTIONS = {"durability", "upload_timeout", "state_dir"}
 
 
 def find_problems(config: Config) -> list[Problem]:
@@ -98,6 +98,8 @@ def _option_problems(config: Config, name: str) -> Iterator[Problem]:
             f"profile '{options.profile}' holds on to what it saw first, so nothing can be written through it",
             "take read_only: false away, or choose profile standard or checkpoint",
         )
+    elif options.state_dir is not None and not os.path.isabs(os.path.expanduser(options.state_dir)):
+        yield Problem((*path, "state_dir"), f"'{options.state_dir}' is relative, and to what?", "write it from / or ~")
     elif any(isinstance(part, SourcePart) and part.glob for part in parts_of(mount).values()):
         yield Problem((*path, "source"), "a view through a glob is read-only", "take read_only: false or the glob away")
     if policy.no_open and not policy.pinned:

@@ -84,6 +84,10 @@ class MountOptions(Frozen):
         default="store", description="when close() returns: once the store has it, or once the journal on disk has it"
     )
     upload_timeout: Duration = Field(default=300.0, description="how long close() waits for a store that is down")
+    state_dir: str | None = Field(
+        default=None,
+        description="where what was written lies until the store has it; on a lasting disk; left out: the daemon's",
+    )
     front: Front = Field(
         default="auto", description="overlay: a read-only overlay in front; auto: for `epochs` where it is allowed"
     )

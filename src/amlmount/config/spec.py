@@ -81,7 +81,8 @@ class MountSpec(Frozen):
     `containers`: it is a whole account; each container becomes a mount of its own, `NAME/CONTAINER`.
     `cache_dir`: None = nothing is kept on disk; `cache_max_bytes`: what it may take before the daemon says otherwise.
     `cache_is_ephemeral`: that disk is emptied when the machine stops. `cache_note`: places passed over, and why.
-    `state_dir`: of a writable mount, where what was promised lies until the store has it; on a lasting disk.
+    `state_dir`: of a writable mount, where what was promised lies until the store has it; on a lasting disk, unless
+    the user named another one (`state_dir_is_named`).
     """
 
     name: str
@@ -99,6 +100,7 @@ class MountSpec(Frozen):
     cache_is_ephemeral: bool = False
     cache_note: str = ""
     state_dir: str | None = None
+    state_dir_is_named: bool = False
     refresh_interval_s: float | None = None
     durability: Durability = "store"
     upload_timeout_s: float = 300.0

@@ -17,7 +17,7 @@ from typing import Any
 
 import amlmount
 from amlmount.api import ApiServer
-from amlmount.cache import assign_caches, prepare_cache
+from amlmount.cache import assign_caches, assign_state, prepare_cache
 from amlmount.config.load import config_files, load_config, main_file
 from amlmount.config.locations import Locations
 from amlmount.config.models import Config
@@ -248,7 +248,7 @@ class _Daemon:
 
     def _specs(self, config: Config) -> list[MountSpec]:
         specs = _resolve(self._options, config, self._sudo_uid)
-        return assign_caches(specs, config.cache, self._options.locations)
+        return assign_state(assign_caches(specs, config.cache, self._options.locations), self._options.locations)
 
     async def _close_mounts(self) -> None:
         if self.is_handing_over:

@@ -43,11 +43,24 @@ def select_engine(
 
         return Blobfuse2Engine(binary, places), why
     if not spec.read_only:
-        raise ConfigError(
-            f"cannot mount '{spec.name}' for writing: the python engine only reads so far ({why})",
-            hint="install blobfuse2 (amlmount install), or leave out 'read_only: false'",
-        )
+        _check_state(spec, why)
     return PythonEngine(log_dir=log_dir, forks=forks, front_dir=front_dir), why
+
+
+def _check_state(spec: MountSpec, why: str) -> None:
+    """Refuse to write where what was promised could vanish with the machine's next stop. Raises ConfigError."""
+    if spec.state_dir is None:
+        raise ConfigError(
+            f"cannot mount '{spec.name}' for writing: the python engine does that for the daemon only ({why})",
+            hint="mount it by the daemon: amlmount up, or leave out 'read_only: false'",
+        )
+    from amlmount.cache import why_not_lasting
+
+    if (against := why_not_lasting(spec.state_dir)) is not None and not spec.state_dir_is_named:
+        raise ConfigError(
+            f"cannot mount '{spec.name}' for writing: its state directory '{spec.state_dir}' {against}",
+            hint="name one on a lasting disk as state_dir; the same one, if what is not stored yet may be lost",
+        )
 
 
 def _find_blobfuse2(spec: MountSpec, places: "Places | None") -> "tuple[Binary | None, str]":
