@@ -79,6 +79,11 @@ class DaemonClient:
         body = {"name": name, "what": what, "how": how, "timeout_s": timeout_s}
         return self._call("POST", "/v1/cache", body, timeout_s + ANSWER_TIMEOUT_S)
 
+    def ask_writing(self, name: str, what: str, how: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """Return a mount's answer about what is not in the store yet (`worker.writing`)."""
+        body = {"name": name, "what": what, "how": how, "timeout_s": timeout_s}
+        return self._call("POST", "/v1/writing", body, timeout_s + ANSWER_TIMEOUT_S)
+
     def changes(self) -> list[Change]:
         """Return what `reload` would do; the configuration is read again for that."""
         answer = self._call("POST", "/v1/reload", {"dry_run": True})

@@ -111,6 +111,14 @@ class CacheRequest(_Request):
     how: dict[str, Any] = Field(default_factory=dict)
 
 
+class WritingRequest(_Request):
+    """Body of `writing`: a question of `worker.writing` to one mount."""
+
+    name: str
+    what: Literal["writing", "flush"]
+    how: dict[str, Any] = Field(default_factory=dict)
+
+
 def make_app(service: Service) -> web.Application:
     """Return the application that serves `service`."""
     app = web.Application(middlewares=[_errors_as_json], client_max_size=MAX_BODY_BYTES)
@@ -123,6 +131,7 @@ def make_app(service: Service) -> web.Application:
             web.post("/v1/down", _down),
             web.post("/v1/refresh", _refresh),
             web.post("/v1/cache", _cache),
+            web.post("/v1/writing", _writing),
             web.post("/v1/reload", _reload),
             web.post("/v1/restart", _restart),
             web.post("/v1/handover", _handover),
@@ -213,6 +222,12 @@ async def _refresh(request: web.Request) -> web.Response:
 
 async def _cache(request: web.Request) -> web.Response:
     service, body = request.app[SERVICE], await _read_body(request, CacheRequest)
+    with service.busy():
+        return web.json_response(await service.supervisor.ask(body.name, body.what, body.how, timeout_s=body.timeout_s))
+
+
+async def _writing(request: web.Request) -> web.Response:
+    service, body = request.app[SERVICE], await _read_body(request, WritingRequest)
     with service.busy():
         return web.json_response(await service.supervisor.ask(body.name, body.what, body.how, timeout_s=body.timeout_s))
 

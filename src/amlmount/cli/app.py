@@ -17,6 +17,7 @@ from amlmount.cli import (
     config_commands,
     daemon_commands,
     doctor_commands,
+    flush_command,
     install_commands,
     log_commands,
     mount_commands,
@@ -83,6 +84,7 @@ app.command()(mount_commands.ps)
 app.command()(change_commands.reload)
 app.command()(change_commands.restart)
 app.command()(refresh_command.refresh)
+app.command()(flush_command.flush)
 app.command()(daemon_commands.daemon)
 app.command()(daemon_commands.completion)
 

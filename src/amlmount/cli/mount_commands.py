@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amlmount.cli import launch
+from amlmount.cli.flush_command import drain_before_down
 from amlmount.cli.output import Console, Format, print_mounts, print_objects, print_table, raise_for
 from amlmount.cli.settings import complete_mount, console, locations, named_config, parse_duration, setting
 
@@ -55,13 +56,17 @@ def down(
     names: Names = None,
     every: Annotated[bool, typer.Option("--all", help="All mounts of this daemon (as when no name is given).")] = False,
     lazy: Annotated[bool, typer.Option("--lazy", help="Let go of a mount even while it is in use.")] = False,
+    discard_dirty: Annotated[
+        bool, typer.Option("--discard-dirty", help="Do not wait for what the store does not have yet.")
+    ] = False,
     timeout: Timeout = "60s",  # type: ignore[assignment]
     dry_run: DryRun = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Unmount, and end the daemon that `up` started when nothing is left.
 
-    A mount that is in use stays, and who uses it is said; --lazy lets go of it.
+    A mount that is in use stays, and who uses it is said; --lazy lets go of it. What was written through it is sent
+    first; what cannot be sent keeps the mount up, or with --discard-dirty waits on the local disk for the next `up`.
     """
     from amlmount.errors import UsageError
 
@@ -72,6 +77,8 @@ def down(
         mounts = launch.ask(ctx, lambda client: client.status(names or None)) or []
         print_mounts(talk, [status for status in mounts if status.state != "unmounted"], output)
         return
+    if not discard_dirty:
+        launch.ask(ctx, lambda client: drain_before_down(client, names or None, timeout, talk))
     outcome = _down(ctx, names or None, lazy, timeout)
     if output is not Format.TABLE:
         print_mounts(talk, outcome.mounts, output)

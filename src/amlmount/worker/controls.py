@@ -107,7 +107,19 @@ def controls_for(files: FileSystem, notifier: Notifier, tell: Tell) -> Controls:
     news = KernelNews(notifier)
     files.on_change = news.relisted
     handlers: dict[str, Handler] = {"refresh": Refresher(files, news).refresh}
-    return Controls(tell, handlers | cache_handlers(files))
+    return Controls(tell, handlers | cache_handlers(files) | writing_handlers(files))
+
+
+def writing_handlers(files: BlobFileSystem) -> dict[str, Handler]:
+    """Return what answers questions about what is not in the store yet, nothing for a mount that only reads."""
+    if not hasattr(files, "writing_stats"):  # what writes is imported only where something is written
+        return {}
+    from amlmount.vfs.writing import WritableFileSystem
+    from amlmount.worker.writing import WritingQuestions
+
+    assert isinstance(files, WritableFileSystem)
+    questions = WritingQuestions(files)
+    return {"writing": questions.writing, "flush": questions.flush}
 
 
 def cache_handlers(files: BlobFileSystem) -> dict[str, Handler]:

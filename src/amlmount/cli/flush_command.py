@@ -1,0 +1,80 @@
+"""`amlmount flush`: what was written through a mount gets into the store now; `down` does the same first.
+
+Nothing here looks below a mount.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from amlmount.cli import launch
+from amlmount.cli.output import Console, Format, print_objects
+from amlmount.cli.settings import complete_mount, console, parse_duration
+
+if TYPE_CHECKING:
+    from amlmount.client import DaemonClient
+
+SLICE_S = 2.0  # how often progress is told
+
+
+def flush(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The mount.", autocompletion=complete_mount)],
+    timeout: Annotated[float, typer.Option(parser=parse_duration, metavar="TIME", help="Wait this long.")] = "5m",  # type: ignore[assignment]
+    output: Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")] = Format.TABLE,
+) -> None:
+    """Wait until the store has everything that was written through a mount.
+
+    What cannot be sent stays on the local disk and is tried again; exit code 124 says so.
+    """
+    from amlmount.errors import DaemonUnreachableError, WaitTimeoutError
+
+    talk = console(ctx)
+    found = launch.ask(ctx, lambda client: drain(client, name, timeout, talk))
+    if found is None:
+        raise DaemonUnreachableError(f"cannot flush '{name}': no daemon runs", hint="`amlmount up` starts one")
+    if output is not Format.TABLE:
+        print_objects([{"schema_version": 1, "name": name, **found}], output)
+    if not found["is_done"]:
+        raise WaitTimeoutError(
+            f"cannot flush '{name}' within {timeout:g} s: {what_is_left(found)}",
+            hint="it is kept and sent as soon as the store takes it; look again with: amlmount flush " + name,
+        )
+    if output is Format.TABLE:
+        talk.note(f"{name}: everything is in the store")
+
+
+def drain(client: "DaemonClient", name: str, timeout_s: float, talk: Console) -> dict[str, Any]:
+    """Have a mount send what it has, telling how much is left; return its last answer."""
+    while True:
+        wait_s = min(SLICE_S, timeout_s)
+        found = client.ask_writing(name, "flush", {"timeout_s": wait_s}, timeout_s=wait_s + 60.0)
+        timeout_s -= wait_s
+        if found["is_done"] or timeout_s <= 0:
+            return found
+        talk.note(f"{name}: {what_is_left(found)}")
+
+
+def what_is_left(found: dict[str, Any]) -> str:
+    """Say what is not in the store yet."""
+    trouble = f" ({found['trouble']})" if found["trouble"] else ""
+    return f"{found['dirty_bytes']:,} bytes of {found['dirty_files']} files are not in the store yet{trouble}"
+
+
+def drain_before_down(client: "DaemonClient", names: list[str] | None, timeout_s: float, talk: Console) -> None:
+    """Have mounts that are to go send what they have. Raises BusyError for one that cannot."""
+    from amlmount.errors import AmlmountError, BusyError
+
+    for status in client.status(names):
+        if status.state != "mounted" or status.read_only or status.engine != "python":
+            continue
+        try:
+            found = drain(client, status.name, timeout_s, talk)
+        except AmlmountError as error:  # a mount that does not answer has to go all the same; nothing is lost by it
+            talk.note(f"{status.name}: {error.message}")
+            continue
+        if not found["is_done"]:
+            raise BusyError(
+                f"cannot take down '{status.name}': {what_is_left(found)}",
+                hint="wait and try again; with --discard-dirty it goes, and what is left is sent at the next `up`",
+            )
