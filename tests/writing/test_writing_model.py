@@ -273,7 +273,7 @@ def case_of(make_store: Any, **options: Any) -> type[Sides]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("make_store", STORES)
-def test_it_behaves_as_a_local_directory(make_store: Any) -> None:
+def test_name_behaves(make_store: Any) -> None:
     run_state_machine_as_test(
         case_of(make_store, durability="store"),
         settings=settings(

@@ -217,7 +217,7 @@ def test_times_are_kept(path: str, outside: ObjectStore) -> None:
     assert os.stat(f"{path}/u").st_mtime_ns == 1_600_000_000_123_456_789
 
 
-def test_what_cannot_be_says_so(path: str) -> None:
+def test_write_no_xattrs(path: str) -> None:
     Path(path, "a").write_bytes(b"x")
     for act, number in (
         (lambda: os.link(f"{path}/a", f"{path}/b"), errno.EPERM),
@@ -249,11 +249,28 @@ def test_programs_people_use_work(path: str, tmp_path: Path) -> None:
     assert sorted(os.listdir(path)) == ["e", "out", "t.tar", "z"]
 
 
-def test_locks_hold_on_this_machine(path: str) -> None:
+def test_write_locks(path: str) -> None:
     with open(f"{path}/l", "wb") as one, open(f"{path}/l", "wb") as other:
         fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_write_mode_and_owner(path: str) -> None:
+    Path(path, "a").write_bytes(b"x")
+    os.chmod(f"{path}/a", 0o777)
+    os.chown(f"{path}/a", 12345, 12345)
+    found = os.stat(f"{path}/a")
+    assert (found.st_mode & 0o777, found.st_uid) == (0o644, os.getuid())
+
+
+def test_write_allocate(path: str, outside: ObjectStore) -> None:
+    with open(f"{path}/a", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 5000)
+        file.write(b"x")
+    assert outside.get("a") == b"x" + bytes(4999)
+    with pytest.raises(subprocess.CalledProcessError):
+        subprocess.run(["fallocate", "-p", "-o", "0", "-l", "10", f"{path}/a"], check=True, stderr=subprocess.DEVNULL)
 
 
 def test_a_sparse_file_is_zeros(path: str, outside: ObjectStore) -> None:

@@ -46,7 +46,7 @@ def mount(request: pytest.FixtureRequest, outside: ObjectStore, mountpoint: str,
         yield one
 
 
-def test_programs_that_write_notice_nothing(mount: Mount, outside: ObjectStore) -> None:
+def test_crash_programs_notice_nothing(mount: Mount, outside: ObjectStore) -> None:
     argv = [sys.executable, programs.__file__, mount.path]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
         try:

@@ -28,6 +28,8 @@ from amlmount.vfs.writing.uploads import Uploads
 
 # A blob up to this is fetched whole before a part of it is changed, so that a conflict loses nothing of our side.
 WHOLE_BYTES = 8 << 20
+# A new file is promised and then often renamed (`write tmp; fsync; rename`): until then it is not sent.
+RENAMED_WITHIN_S = 1.0
 ASK_AGAIN_S = 5.0  # how long a store that refused writing is believed to go on refusing
 log = logging.getLogger(__name__)
 
@@ -321,7 +323,7 @@ class WritableFileSystem(LiveTree):
             return
         if self.options.durability == "journal" and self._pending_bytes() <= self.options.max_pending_bytes:
             self.uploads.promise(file)
-            self.uploads.enqueue(file)
+            self.uploads.enqueue(file, 0.0 if file.state.etag else RENAMED_WITHIN_S)
         else:
             self.flush_to_store(file)
 

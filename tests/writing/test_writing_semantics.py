@@ -1,0 +1,603 @@
+"""What docs/semantics.md says of writing, sentence by sentence; what needs a kernel is in test_writing_mount.py."""
+
+import errno
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amlmount.config.spec import MountSpec, SourceSpec
+from amlmount.errors import AccessDeniedError, BusyError, NetworkError
+from amlmount.stores.azure.blocks import BLOCK_BYTES
+from amlmount.stores.base import ObjectInfo, ObjectStore
+from amlmount.stores.local import LocalStore
+from amlmount.stores.memory import MemoryStore
+from amlmount.vfs.base import NodeKind
+from amlmount.vfs.writing import filesystem as writing_filesystem
+from amlmount.vfs.writing import open_writable, recover
+from vfs_trees import FakeClock, memory, mount, source, tree
+from writing.ground import RDWR, Tree, content_of, open_tree, opened, spec_for
+
+
+class Trouble:
+    """A store that fails when told to: `MemoryStore(before=trouble)`."""
+
+    def __init__(self) -> None:
+        self.failing: dict[str, Exception] = {}
+        self.calls: list[str] = []
+
+    def __call__(self, operation: str, name: str) -> None:
+        self.calls.append(f"{operation} {name}")
+        if operation in self.failing:
+            raise self.failing[operation]
+
+
+DOWN = NetworkError("cannot reach the store")
+DENIED = AccessDeniedError("cannot write blob: refused")
+
+
+def wait_for(what: object, deadline_s: float = 10.0) -> None:
+    assert callable(what)
+    end = time.monotonic() + deadline_s
+    while not what():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.01)
+
+
+def error_of(act: object) -> int | None:
+    assert callable(act)
+    with pytest.raises(OSError) as caught:
+        act()
+    return caught.value.errno
+
+
+# What is acknowledged is not lost
+
+
+def test_durable_store(tmp_path: Path) -> None:
+    store = MemoryStore(is_local=False)
+    with opened(store, tmp_path) as tree:
+        handle = tree.create("a")
+        handle.write(0, b"one")
+        assert "a" not in content_of(store)
+        handle.fsync()
+        assert store.get("a") == b"one"
+        handle.write(3, b" two")
+        handle.close()
+        assert store.get("a") == b"one two"
+
+
+def test_durable_journal(tmp_path: Path) -> None:
+    trouble = Trouble()
+    store = MemoryStore(is_local=False, before=trouble)
+    trouble.failing["put"] = DOWN
+    tree = open_tree(store, tmp_path, durability="journal")
+    tree.write("a", b"data")
+    tree.files.uploads.close()  # the process goes no further
+    os.close(tree.files._lock_fd)
+    assert content_of(store) == {}
+    trouble.failing.clear()
+    with opened(store, tmp_path) as after:
+        wait_for(lambda: content_of(store) == {"a": b"data"})
+        assert after.read("a") == b"data"
+
+
+def test_durable_until_close(tmp_path: Path) -> None:
+    store = MemoryStore()
+    tree = open_tree(store, tmp_path)
+    tree.create("a").write(0, b"never closed")
+    tree.files.close()
+    with opened(store, tmp_path) as after:
+        assert content_of(store) == {} and after.list() == []
+        [kept] = after.files.writing_stats().kept
+        assert (kept.name, Path(kept.path).read_bytes()) == ("a", b"never closed")
+
+
+def test_durable_failed_close(tmp_path: Path) -> None:
+    trouble = Trouble()
+    store = MemoryStore(before=trouble)
+    with opened(store, tmp_path) as tree:
+        for failure, number in ((DOWN, errno.EIO), (DENIED, errno.EACCES)):
+            trouble.failing["put"] = failure
+            handle = tree.create(f"{number}")
+            handle.write(0, b"data")
+            assert error_of(handle.close) == number
+            assert tree.read(f"{number}") == b"data"
+            trouble.failing.clear()
+            tree.files.uploads.refused = None
+        assert tree.files.drain(20)
+        assert set(content_of(store)) == {str(errno.EIO), str(errno.EACCES)}
+
+
+def test_durable_recovery(tmp_path: Path) -> None:
+    trouble = Trouble()
+    trouble.failing["put"] = DOWN
+    store = MemoryStore({"d/old": b"x"}, before=Trouble())
+    store._before = trouble
+    tree = open_tree(store, tmp_path, durability="journal")
+    tree.write("d/new", b"data" * 50_000)
+    tree.files.close()
+    with opened(store, tmp_path, durability="journal") as after:
+        assert after.list("d") == ["new", "old"] and after.read("d/new") == b"data" * 50_000
+        assert after.files.writing_stats().dirty_bytes == 200_000
+        assert "cannot reach" in after.files.writing_stats().trouble
+        trouble.failing.clear()
+        assert after.files.drain(20) and store.get("d/new") == b"data" * 50_000
+        after.later()
+        assert after.list("d") == ["new", "old"]
+
+
+def test_durable_one_owner(tmp_path: Path) -> None:
+    with opened(MemoryStore(), tmp_path), pytest.raises(BusyError, match="another process"):
+        open_tree(MemoryStore(), tmp_path)
+
+
+def test_durable_place(tmp_path: Path) -> None:
+    trouble = Trouble()
+    trouble.failing["put"] = DOWN
+    tree = open_tree(MemoryStore(before=trouble), tmp_path, durability="journal")
+    tree.write("a", b"data")
+    tree.files.close()
+    other = SourceSpec(store_name="data", store={"type": "memory", "container": "another"})
+    spec = spec_for(tmp_path).model_copy(update={"sources": (other,)})
+    store = MemoryStore()
+    files = open_writable(spec, stores={"data": store})
+    found = recover(files)
+    files.close()
+    assert content_of(store) == {} and Path(found.kept[0]).read_bytes() == b"data"
+
+
+def test_durable_mapping(tmp_path: Path) -> None:
+    store = MemoryStore({"a": bytes(10)})
+    with opened(store, tmp_path) as tree:
+        handle = tree.open("a", RDWR)
+        tree.files.flush(handle.node.node_id)  # close(2) comes first,
+        handle.write(0, b"later")  # then the kernel writes back what the mapping changed,
+        tree.files.close_file(handle.node)  # and lets go of the file without another FLUSH
+        wait_for(lambda: store.get("a") == b"later" + bytes(5))
+
+
+def test_durable_refused_at_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trouble = Trouble()
+    store = MemoryStore({"a": b"x"}, before=trouble)
+    trouble.failing["check_writable"] = DENIED
+    with opened(store, tmp_path) as tree:
+        tree.files.check_writable(tree.files.tops()[0][0])
+        assert error_of(lambda: tree.open("a", RDWR)) == errno.EACCES
+        assert error_of(lambda: tree.create("b")) == errno.EACCES
+        assert error_of(lambda: tree.mkdir("d")) == errno.EACCES
+        assert tree.read("a") == b"x"
+        trouble.failing.clear()
+        monkeypatch.setattr(writing_filesystem, "ASK_AGAIN_S", 0.0)
+        tree.write("a", b"y")
+        assert store.get("a") == b"y"
+
+
+def test_durable_drain(tmp_path: Path) -> None:
+    trouble = Trouble()
+    trouble.failing["put"] = DOWN
+    store = MemoryStore(before=trouble)
+    with opened(store, tmp_path, durability="journal") as tree:
+        tree.write("a", b"data")
+        assert not tree.files.drain(0.3)
+        assert tree.files.writing_stats().dirty_files == 1
+        trouble.failing.clear()
+        assert tree.files.drain(20) and store.get("a") == b"data"
+        assert tree.files.writing_stats().dirty_files == 0
+
+
+def test_durable_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    with opened(store, tmp_path) as tree:
+        tree.write("a", b"fine")
+        handle = tree.create("b")
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tree.files.disk, "write", full)
+            assert error_of(lambda: handle.write(0, b"data")) == errno.ENOSPC
+        handle.write(0, b"now")
+        handle.close()
+        assert content_of(store) == {"a": b"fine", "b": b"now"}
+
+
+# Writers elsewhere
+
+
+def conflicts(store: ObjectStore) -> dict[str, bytes]:
+    return {name: data for name, data in content_of(store).items() if ".conflict-" in name}
+
+
+@pytest.mark.parametrize("durability", ["store", "journal"])
+def test_conflict_kept_beside(tmp_path: Path, durability: str) -> None:
+    store = MemoryStore({"a": b"old"})
+    with opened(store, tmp_path, durability=durability) as tree:
+        handle = tree.open("a", RDWR)
+        handle.write(0, b"mine")
+        store.put("a", b"theirs")
+        if durability == "store":
+            assert error_of(handle.close) == errno.ESTALE
+        else:
+            handle.close()
+            wait_for(lambda: conflicts(store))
+        assert store.get("a") == b"theirs" and list(conflicts(store).values()) == [b"mine"]
+        wait_for(lambda: tree.files.writing_stats().dirty_files == 0)
+        tree.later()
+        assert tree.read("a") == b"theirs"
+
+
+def test_conflict_deleted(tmp_path: Path) -> None:
+    store = MemoryStore({"a": b"old"})
+    with opened(store, tmp_path) as tree:
+        with tree.open("a", RDWR) as handle:
+            handle.write(3, b"er")
+            store.delete("a")
+        assert content_of(store) == {"a": b"older"}
+
+
+@pytest.mark.parametrize("make", ["memory", "local"])
+def test_conflict_own_write(tmp_path: Path, make: str) -> None:
+    (tmp_path / "store").mkdir()
+    store: MemoryStore | LocalStore = MemoryStore() if make == "memory" else LocalStore(str(tmp_path / "store"))
+    real = store.upload
+
+    def unheard(*args: object, **kwargs: object) -> ObjectInfo:
+        real(*args, **kwargs)  # type: ignore[arg-type]
+        store.upload = real  # type: ignore[method-assign]
+        raise NetworkError("cannot hear the answer")
+
+    with opened(store, tmp_path / "state", upload_timeout_s=10.0) as tree:
+        tree.write("a", b"old")
+        with tree.open("a", RDWR) as handle:
+            handle.write(0, b"new")
+            store.upload = unheard  # type: ignore[method-assign]
+        assert content_of(store) == {"a": b"new"}
+
+
+def test_conflict_new_file(tmp_path: Path) -> None:
+    store = MemoryStore()
+    with opened(store, tmp_path) as tree:
+        handle = tree.create("a")
+        handle.write(0, b"mine")
+        store.put("a", b"theirs")
+        assert error_of(handle.close) == errno.ESTALE
+        assert store.get("a") == b"theirs" and list(conflicts(store).values()) == [b"mine"]
+
+
+def test_conflict_unlink_and_rename(tmp_path: Path) -> None:
+    store = MemoryStore({"a": b"1", "b": b"2", "c": b"3"})
+    with opened(store, tmp_path) as tree:
+        assert tree.list() == ["a", "b", "c"]
+        store.put("a", b"changed")
+        store.put("c", b"changed")
+        tree.unlink("a")
+        tree.rename("b", "c")
+        assert content_of(store) == {"c": b"2"}
+
+
+# Files
+
+
+def test_write_anywhere(tmp_path: Path) -> None:
+    store = MemoryStore({"a": b"0123456789"})
+    with opened(store, tmp_path) as tree:
+        with tree.open("a", RDWR) as handle:
+            handle.write(3, b"!")
+            handle.write(12, b"end")
+            assert handle.read() == b"012!456789\0\0end" and handle.read(11, 2) == b"\0e"
+        assert store.get("a") == b"012!456789\0\0end"
+
+
+def test_write_seen_at_once(tmp_path: Path) -> None:
+    store = MemoryStore({"a": b"old"})
+    with opened(store, tmp_path) as tree, tree.open("a") as reader:
+        assert reader.read() == b"old"
+        with tree.open("a", RDWR) as writer:
+            writer.write(0, b"new")
+            assert reader.read() == b"new" and tree.read("a") == b"new" and store.get("a") == b"old"
+        assert store.get("a") == b"new"
+
+
+def test_write_append(tmp_path: Path) -> None:
+    store = MemoryStore({"log": b"1"})
+    with opened(store, tmp_path) as tree:
+        for line in (b"2", b"3"):
+            with tree.open("log", os.O_WRONLY | os.O_APPEND) as handle:
+                handle.write(handle.node.size_bytes, line)
+        assert store.get("log") == b"123"
+
+
+def test_write_truncate(tmp_path: Path) -> None:
+    store = MemoryStore({"a": b"0123456789"})
+    with opened(store, tmp_path) as tree:
+        tree.truncate("a", 4)
+        assert store.get("a") == b"0123" and tree.size("a") == 4
+        tree.truncate("a", 6)
+        assert store.get("a") == b"0123\0\0"
+        with tree.open("a", RDWR | os.O_TRUNC) as handle:
+            assert handle.read() == b""
+            handle.write(0, b"x")
+            handle.truncate(3)
+        assert store.get("a") == b"x\0\0"
+
+
+def test_write_in_part(tmp_path: Path) -> None:
+    store = CountingStore({"big": bytes(3 * BLOCK_BYTES)})
+    with opened(store, tmp_path) as tree:
+        with tree.open("big", RDWR) as handle:
+            handle.write(BLOCK_BYTES + 5, b"change")
+        [unchanged] = store.unchanged
+        assert unchanged == [(0, BLOCK_BYTES + 5), (BLOCK_BYTES + 11, 3 * BLOCK_BYTES)]
+        assert store.get("big", BLOCK_BYTES, 12) == b"\0" * 5 + b"change" + b"\0"
+
+
+class CountingStore(MemoryStore):
+    """Remembers what it was told is unchanged; what that saves is held by tests/contract/test_writable_contract.py."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self.unchanged: list[object] = []
+        super().__init__(objects)
+
+    def upload(self, name: str, content: Any, **more: Any) -> ObjectInfo:
+        self.unchanged.append(more.pop("unchanged", ()))
+        return super().upload(name, content, **more)
+
+
+def test_write_small_is_whole(tmp_path: Path) -> None:
+    store = MemoryStore({"a": b"0123456789"}, is_local=False)
+    with opened(store, tmp_path) as tree:
+        handle = tree.open("a", RDWR)
+        handle.write(2, b"!")
+        store.put("a", b"theirs")
+        assert handle.read() == b"01!3456789"
+        assert error_of(handle.close) == errno.ESTALE
+        assert list(conflicts(store).values()) == [b"01!3456789"]
+
+
+def test_write_create_exclusive(tmp_path: Path) -> None:
+    store = MemoryStore()
+    made: list[str] = []
+    with opened(store, tmp_path / "1") as one, opened(store, tmp_path / "2") as other:
+        gate = threading.Barrier(2)
+
+        def attempt(tree: Tree, name: str) -> None:
+            assert tree.list() == []
+            gate.wait()
+            try:
+                tree.create("lock", RDWR | os.O_EXCL).close()
+                made.append(name)
+            except FileExistsError:
+                return
+
+        threads = [threading.Thread(target=attempt, args=pair) for pair in ((one, "one"), (other, "other"))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(made) == 1
+
+
+def test_write_same_inode(tmp_path: Path) -> None:
+    store = MemoryStore({"a": b"1"})
+    with opened(store, tmp_path) as tree:
+        before = tree.find("a").node_id
+        for data in (b"2", b"3"):
+            with tree.open("a", RDWR) as handle:
+                handle.write(0, data)
+                assert handle.node.node_id == before
+            tree.later()
+            assert tree.find("a").node_id == before
+            assert tree.read("a") == data
+
+
+def test_write_unlinked(tmp_path: Path) -> None:
+    store = MemoryStore({"a": b"one", "b": b"two", "c": b"three"}, is_local=False)
+    with opened(store, tmp_path) as tree:
+        with tree.open("a") as one, tree.open("b", RDWR) as two, tree.open("c") as three:
+            tree.unlink("a")
+            tree.unlink("b")
+            tree.create("new").close()
+            tree.rename("new", "c")
+            two.write(3, b"!")
+            assert (one.read(), two.read(), three.read()) == (b"one", b"two!", b"three")
+        assert content_of(store) == {"c": b""} and tree.list() == ["c"]
+
+
+def test_write_mtime(tmp_path: Path) -> None:
+    store = MemoryStore()
+    with opened(store, tmp_path) as tree:
+        tree.write("a", b"x")
+        written_ns = tree.find("a").mtime_ns
+        assert abs(written_ns - time.time_ns()) < 10**10
+        tree.files.set_mtime(tree.find("a").node_id, 1_600_000_000_123_456_789)
+        assert store.head("a").metadata["mtime"] == "2020-09-13T12:26:40.123456789Z"
+    with opened(store, tmp_path) as again:
+        assert again.find("a").mtime_ns == 1_600_000_000_123_456_789
+
+
+def test_write_metadata_kept(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.put("a", b"x", metadata={"author": "me"})
+    with opened(store, tmp_path) as tree:
+        with tree.open("a", RDWR) as handle:
+            handle.write(1, b"y")
+        assert store.head("a").metadata["author"] == "me" and store.get("a") == b"xy"
+
+
+# Names
+
+
+def test_name_mkdir(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    far, near = MemoryStore(), LocalStore(str(tmp_path / "store"))
+    stores: list[ObjectStore] = [far, near]
+    for number, store in enumerate(stores):
+        with opened(store, tmp_path / str(number)) as tree:
+            tree.mkdir("d")
+            tree.later()
+            assert tree.list() == ["d"] and tree.list("d") == []
+    assert dict(far.head("d").metadata) == {"hdi_isfolder": "true"} and (tmp_path / "store" / "d").is_dir()
+
+
+def test_name_rmdir(tmp_path: Path) -> None:
+    store = MemoryStore({"d/x": b"1", "e/": b""})
+    store.put("e", b"", metadata={"hdi_isfolder": "true"})
+    with opened(store, tmp_path, list_ttl_s=1000.0) as tree:
+        assert tree.list("d") == ["x"] and tree.list("e") == []
+        assert error_of(lambda: tree.rmdir("d")) == errno.ENOTEMPTY
+        tree.rmdir("e")
+        assert content_of(store) == {"d/x": b"1"}
+        store.delete("d/x")
+        store.put("d/y", b"2")
+        assert error_of(lambda: tree.rmdir("d")) == errno.ENOTEMPTY
+
+
+def test_name_directory_stays(tmp_path: Path) -> None:
+    store = MemoryStore({"d/x": b"1", "e/y": b"2"})
+    with opened(store, tmp_path) as tree:
+        tree.unlink("d/x")
+        tree.rename("e/y", "d/y")
+        tree.later()
+        assert tree.list() == ["d", "e"] and tree.list("e") == []
+
+
+def test_name_rename_file(tmp_path: Path) -> None:
+    trouble = Trouble()
+    store = MemoryStore({"a": b"1", "b": b"2"}, before=trouble)
+    with opened(store, tmp_path) as tree:
+        handle = tree.create("new")
+        handle.write(0, b"3")
+        tree.rename("new", "newer")
+        handle.close()
+        assert "copy newer" not in trouble.calls and store.get("newer") == b"3"
+        tree.rename("a", "b")
+        changes = [call for call in trouble.calls if call.split()[0] in ("copy", "delete")]
+        assert changes == ["copy b", "delete a"] and tree.list() == ["b", "newer"]
+        assert content_of(store) == {"b": b"1", "newer": b"3"}
+        trouble.failing["copy"] = DOWN
+        assert error_of(lambda: tree.rename("b", "c")) == errno.EIO
+        assert tree.read("b") == b"1"
+
+
+def test_name_rename_one_upload(tmp_path: Path) -> None:
+    trouble = Trouble()
+    store = MemoryStore({"final": b"before"}, before=trouble)
+    with opened(store, tmp_path, durability="journal") as tree:
+        trouble.calls.clear()
+        tree.write("tmp", b"checkpoint")
+        tree.rename("tmp", "final")
+        assert tree.read("final") == b"checkpoint" and tree.list() == ["final"]
+        assert store.get("final") == b"before"
+        assert tree.files.drain(10)
+        assert content_of(store) == {"final": b"checkpoint"}
+        changes = [call for call in trouble.calls if call.split()[0] in ("put", "copy", "delete")]
+        assert changes == ["put final"]
+
+
+def test_name_rename_directory(tmp_path: Path) -> None:
+    trouble = Trouble()
+    store = MemoryStore({"d/x": b"1", "d/e/y": b"2", "f": b""}, before=trouble)
+    with opened(store, tmp_path) as tree:
+        tree.rename("d", "g")
+        assert {name: data for name, data in content_of(store).items() if data} == {"g/x": b"1", "g/e/y": b"2"}
+        failing = iter((None, DOWN))
+        real, trouble_of = store.copy, failing
+
+        def copy(source: ObjectInfo, name: str, *, if_none_match: bool = False) -> ObjectInfo:
+            if (error := next(trouble_of, DOWN)) is not None:
+                raise error
+            return real(source, name, if_none_match=if_none_match)
+
+        store.copy = copy  # type: ignore[method-assign]
+        assert error_of(lambda: tree.rename("g", "h")) == errno.EIO
+        assert {name for name, data in content_of(store).items() if data} == {"g/x", "g/e/y"}
+        assert tree.read("g/x") == b"1" and tree.list() == ["f", "g"]
+
+
+def test_name_rename_open(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    stores: list[ObjectStore] = [MemoryStore(), LocalStore(str(tmp_path / "store"))]
+    for number, store in enumerate(stores):
+        store.put("d/e/x", b"1")
+        store.put("d/y", b"2")
+        with opened(store, tmp_path / str(number)) as tree:
+            with tree.open("d/e/x", RDWR) as writer, tree.open("d/y") as reader:
+                writer.write(1, b"!")
+                tree.rename("d", "f")
+                assert writer.read() == b"1!" and reader.read() == b"2"
+                writer.write(2, b"?")
+            assert store.get("f/e/x") == b"1!?" and store.get("f/y") == b"2"
+            tree.later()
+            assert tree.read("f/e/x") == b"1!?"
+
+
+def two_sources(state_dir: Path, store: ObjectStore) -> Tree:
+    sources = (source(child="one", path="p"), source(child="two", path="q"))
+    spec: MountSpec = spec_for(state_dir).model_copy(update={"sources": sources})
+    clock = FakeClock()
+    files = open_writable(spec, stores={"data": store}, clock=clock)
+    recover(files)
+    return Tree(files, clock)
+
+
+def test_name_rename_into_other_source(tmp_path: Path) -> None:
+    tree = two_sources(tmp_path, MemoryStore({"p/a": b"1", "q/b": b"2"}))
+    try:
+        assert error_of(lambda: tree.rename("one/a", "two/a")) == errno.EXDEV
+    finally:
+        tree.files.close()
+
+
+def test_name_plain_root(tmp_path: Path) -> None:
+    tree = two_sources(tmp_path, MemoryStore({"p/a": b"1", "q/b": b"2"}))
+    try:
+        assert error_of(lambda: tree.create("x")) == errno.EPERM
+        assert error_of(lambda: tree.mkdir("x")) == errno.EPERM
+        tree.write("one/x", b"1")
+    finally:
+        tree.files.close()
+
+
+def test_name_noreplace(tmp_path: Path) -> None:
+    store = MemoryStore({"a": b"1", "b": b"2"})
+    with opened(store, tmp_path, list_ttl_s=1000.0) as tree:
+        assert error_of(lambda: tree.rename("a", "b", may_replace=False)) == errno.EEXIST
+        store.put("c", b"made elsewhere")
+        assert error_of(lambda: tree.rename("a", "c", may_replace=False)) == errno.EEXIST
+        tree.rename("a", "d", may_replace=False)
+        assert content_of(store) == {"b": b"2", "c": b"made elsewhere", "d": b"1"}
+
+
+def test_name_symlink_made(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    store = MemoryStore()
+    with opened(store, tmp_path / "1") as tree:
+        tree.names.symlink(1, b"link", b"../target")
+        assert store.get("link") == b"../target" and dict(store.head("link").metadata) == {"is_symlink": "true"}
+        tree.rename("link", "moved")
+        tree.later()
+        node = tree.find("moved")
+        assert node.kind is NodeKind.SYMLINK and tree.files.readlink(node.node_id) == b"../target"
+    with opened(LocalStore(str(tmp_path / "store")), tmp_path / "2") as local:
+        assert error_of(lambda: local.names.symlink(1, b"link", b"x")) == errno.EPERM
+
+
+def test_names_symlink() -> None:
+    store = memory(plain=b"x")
+    store.put("link", b"plain", metadata={"is_symlink": "true"})
+    fs = mount(store)
+    node = fs.lookup(1, b"link")
+    assert node.kind is NodeKind.SYMLINK and fs.readlink(node.node_id) == b"plain"
+    assert tree(fs) == {b"link": "link", b"plain": "plain"}
+
+
+def test_name_not_storable(tmp_path: Path) -> None:
+    with opened(MemoryStore(is_local=False), tmp_path) as tree:
+        assert error_of(lambda: tree.names.create(1, b"\xff", RDWR)) == errno.EILSEQ
+        tree.mkdir("d" * 600)
+        assert error_of(lambda: tree.create("d" * 600 + "/" + "e" * 600)) == errno.ENAMETOOLONG
