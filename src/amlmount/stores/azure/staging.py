@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from html import unescape
 from urllib.parse import urlencode
@@ -129,7 +129,12 @@ def copy_blob(
         status = response.headers.get("x-ms-copy-status") or "success"
         return status, ObjectInfo(name, source.size_bytes, *etag_and_mtime(response.headers), source.metadata)
 
-    status, info = client.call(Request("PUT", path, headers=headers), attempted, read)
+    try:
+        status, info = client.call(Request("PUT", path, headers=headers), attempted, read)
+    except PreconditionFailedError as error:
+        if not (error.details.get("repeated") and _is_same(client, source_path, path, attempted)):
+            raise
+        status, info = client.call(Request("HEAD", path), attempted, read)
     deadline = Deadline(timeout_s)
     while status == "pending":
         time.sleep(deadline.bound(_COPY_POLL_S))
@@ -143,8 +148,38 @@ def set_metadata(client: RestClient, info: ObjectInfo, metadata: Mapping[str, st
     """Replace the metadata of one version ("Set Blob Metadata")."""
     headers = conditions(info.etag) | metadata_headers(info.name, metadata)
     request = Request("PUT", client.location.blob_path(info.name), {"comp": "metadata"}, headers)
-    read = _info_reader(info.name, info.size_bytes, metadata)
-    return client.call(request, client.attempted("write", info.name), read)
+    read, attempted = _info_reader(info.name, info.size_bytes, metadata), client.attempted("write", info.name)
+    try:
+        return client.call(request, attempted, read)
+    except PreconditionFailedError as error:
+        head = Request("HEAD", client.location.blob_path(info.name))
+        if not error.details.get("repeated") or client.call(head, attempted, _described) != dict(
+            _described_by(metadata_headers(info.name, metadata))
+        ):
+            raise
+        return client.call(head, attempted, read)
+
+
+def _is_same(client: RestClient, source_path: str, path: str, attempted: Attempted) -> bool:
+    """Say whether a copy whose answer was lost has been made: content and metadata are those of the source."""
+
+    def read(response: Response) -> tuple[object, ...]:
+        kept = ("Content-Length", "Content-MD5")
+        return (*(response.headers.get(name) for name in kept), _described(response))
+
+    return client.call(Request("HEAD", source_path), attempted, read) == client.call(
+        Request("HEAD", path), attempted, read
+    )
+
+
+def _described(response: Response) -> dict[str, str]:
+    return dict(_described_by(dict(response.headers.items())))
+
+
+def _described_by(headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for name, value in headers.items():
+        if name.lower().startswith("x-ms-meta-"):
+            yield name.lower(), value
 
 
 def check_writable(client: RestClient) -> None:
