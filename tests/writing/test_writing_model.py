@@ -23,11 +23,12 @@ from amlmount.stores.azure import open_azure
 from amlmount.stores.base import ObjectStore
 from amlmount.stores.local import LocalStore
 from amlmount.stores.memory import MemoryStore
+from amlmount.vfs.writing import filesystem as writing_filesystem
 from fakeblob import FakeBlobService
 from writing.ground import Handle, Tree, content_of, open_tree
 
 STEPS = int(os.environ.get("AMLMOUNT_TEST_STEPS", "60"))
-EXAMPLES = int(os.environ.get("AMLMOUNT_TEST_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("AMLMOUNT_TEST_EXAMPLES", "8"))
 NAMES = ["a", "b", "c.txt", "d", "e", "ü"]
 PATHS = [*NAMES, *(f"{top}/{name}" for top in ("d", "e") for name in NAMES), "d/d/a", "d/d/b", "e/d/a"]
 paths = st.sampled_from(PATHS)
@@ -269,6 +270,13 @@ STORES = [memory, far_memory, local, fake]
 
 def case_of(make_store: Any, **options: Any) -> type[Sides]:
     return type("Case", (Sides,), {"make_store": staticmethod(make_store), "options": options})
+
+
+@pytest.fixture(autouse=True, params=["fetched whole", "in part"])
+def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that are changed are fetched first, or only what is changed of them is here."""
+    if request.param == "in part":
+        monkeypatch.setattr(writing_filesystem, "WHOLE_BYTES", 4)
 
 
 @pytest.mark.timeout(600)

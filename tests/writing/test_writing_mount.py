@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from amlmount.stores.base import ObjectStore
 from amlmount.stores.local import LocalStore
 from fakeblob import FakeBlobService
 from mounting import until
+from writing import fsx
 from writing.ground import content_of
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
@@ -279,3 +281,12 @@ def test_a_sparse_file_is_zeros(path: str, outside: ObjectStore) -> None:
         file.seek(50_000)
         file.write(b"middle")
     assert outside.get("s") == bytes(50_000) + b"middle" + bytes(49_994)
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("AMLMOUNT_TEST_SEEDS", "2"))))
+def test_one_file_changed_in_every_way(path: str, outside: ObjectStore, seed: int) -> None:
+    count = os.environ.get("AMLMOUNT_TEST_FSX", "150")
+    argv = [sys.executable, fsx.__file__, f"{path}/f", str(seed), count]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert hashlib.sha256(outside.get("f")).digest() == hashlib.sha256(Path(path, "f").read_bytes()).digest()

@@ -11,9 +11,10 @@ from amlmount.errors import ConfigError
 from amlmount.stores.base import ObjectStore, WritableStore
 from amlmount.vfs import content_for, sources_of
 from amlmount.vfs.content.keys import identity_of
-from amlmount.vfs.writing.filesystem import WritableFileSystem, WritingStats
+from amlmount.vfs.writing.filesystem import WritableFileSystem
 from amlmount.vfs.writing.live import WritingOptions
 from amlmount.vfs.writing.recovery import Recovered, recover
+from amlmount.vfs.writing.standing import WritingStats
 
 __all__ = ["Recovered", "WritableFileSystem", "WritingStats", "open_writable", "recover"]
 

@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from amlmount.config.spec import Policy
@@ -20,10 +19,10 @@ from amlmount.stores.metadata import MTIME, format_mtime
 from amlmount.vfs.base import Node, NodeKind, WouldBlock
 from amlmount.vfs.errno import as_os_error
 from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
-from amlmount.vfs.writing.keeping import Kept, list_kept
 from amlmount.vfs.writing.live import LiveTree, WritingOptions
 from amlmount.vfs.writing.livefile import LiveFile
 from amlmount.vfs.writing.sending import Sender
+from amlmount.vfs.writing.standing import WritingStats, look_at
 from amlmount.vfs.writing.uploads import Uploads
 
 # A blob up to this is fetched whole before a part of it is changed, so that a conflict loses nothing of our side.
@@ -32,17 +31,6 @@ WHOLE_BYTES = 8 << 20
 RENAMED_WITHIN_S = 1.0
 ASK_AGAIN_S = 5.0  # how long a store that refused writing is believed to go on refusing
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class WritingStats:
-    """What is not in the store yet: files, bytes, age of the oldest in seconds, what hinders it; and what was kept."""
-
-    dirty_files: int
-    dirty_bytes: int
-    oldest_s: float
-    trouble: str
-    kept: list[Kept]
 
 
 class WritableFileSystem(LiveTree):
@@ -175,10 +163,11 @@ class WritableFileSystem(LiveTree):
     def write(self, node_id: int, offset: int, data: bytes | memoryview, *, may_wait: bool = True) -> int:
         """Change bytes of a file that is open for writing; returns how many. Raises OSError (ENOSPC, ESTALE...)."""
         file = self._live(node_id)
+        self._fetch_if_small(file, may_wait)
         if not file.lock.acquire(blocking=may_wait):
             raise WouldBlock
         try:
-            self._fetch_if_small(file, may_wait)
+            self._refuse_displaced(file)
             was_clean, start = file.state.change == file.state.stored, min(offset, file.state.size)
             has_changed = file.write(offset, data)
             self._touched(file, was_clean)
@@ -197,9 +186,9 @@ class WritableFileSystem(LiveTree):
         if not isinstance(node, FileNode):
             raise OSError(errno.EISDIR, "is a directory")
         file = self.enliven(node, is_emptied=not size_bytes)
+        if size_bytes:
+            self._fetch_if_small(file, may_wait=True)
         with file.lock:
-            if size_bytes:
-                self._fetch_if_small(file, may_wait=True)
             self._resize(file, size_bytes)
         if not file.opens:
             self.flush(node_id)
@@ -274,11 +263,23 @@ class WritableFileSystem(LiveTree):
             version = self._version(file)
         finally:
             file.lock.release()
-        parts = [
-            self._read_version(version, start, end - start) if data is None else data
-            for data, (start, end, _) in zip(local, pieces, strict=True)
-        ]
+        try:
+            parts = [
+                self._read_version(version, start, end - start) if data is None else data
+                for data, (start, end, _) in zip(local, pieces, strict=True)
+            ]
+        except OSError as error:
+            if error.errno != errno.ESTALE or not self._is_new_version(file, version, may_wait):
+                raise
+            return self.read(node_id, offset, size_bytes, may_wait=may_wait)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _is_new_version(self, file: LiveFile, version: FileNode, may_wait: bool) -> bool:
+        """Say whether an upload of ours has replaced the version that was just asked for; one may be under way."""
+        if not may_wait:
+            raise WouldBlock
+        with file.sending, file.lock:
+            return file.state.etag != version.etag
 
     def _version(self, file: LiveFile) -> FileNode:
         state = file.state
@@ -291,7 +292,7 @@ class WritableFileSystem(LiveTree):
         return self._download(version, start, length)
 
     def _fetch_if_small(self, file: LiveFile, may_wait: bool) -> None:
-        self._refuse_displaced(file)
+        """Have all of a small file here before a part of it is changed."""
         state = file.state
         if state.whole or state.base_end > WHOLE_BYTES:
             return
@@ -300,16 +301,20 @@ class WritableFileSystem(LiveTree):
         self.fetch_all(file)
 
     def fetch_all(self, file: LiveFile) -> None:
-        """Have all of a file here. Needs the file's lock: only those who may wait, wait for it. Raises OSError."""
-        state, version = file.state, self._version(file)
-        for start, end in list(state.held.gaps(0, state.base_end)):
-            for place in range(start, end, WHOLE_BYTES):
-                length = min(WHOLE_BYTES, end - place)
-                self.disk.write(file.fd(), self._download(version, place, length), place)
-                state.held.add(place, place + length)
-        file.fd()
-        state.whole, state.base_end = True, 0
-        self._note(file, self.ledger.restate)
+        """Have all of a file here. Waits for an upload of it that is under way. Raises OSError."""
+        with file.sending, file.lock:
+            state, version = file.state, self._version(file)
+            if state.whole:
+                return
+            self._refuse_displaced(file)
+            for start, end in list(state.held.gaps(0, state.base_end)):
+                for place in range(start, end, WHOLE_BYTES):
+                    length = min(WHOLE_BYTES, end - place)
+                    self.disk.write(file.fd(), self._download(version, place, length), place)
+                    state.held.add(place, place + length)
+            file.fd()
+            state.whole, state.base_end = True, 0
+            self._note(file, self.ledger.restate)
 
     # Making it last
 
@@ -350,16 +355,7 @@ class WritableFileSystem(LiveTree):
 
     def writing_stats(self) -> WritingStats:
         """Return what is not in the store yet."""
-        dirty = [file for file in list(self.ledger.files.values()) if file.is_dirty]
-        troubles = [str(file.trouble) for file in dirty if file.trouble is not None]
-        oldest = min((file.dirty_since for file in dirty), default=time.time())
-        return WritingStats(
-            len(dirty),
-            sum(file.state.dirty.size_bytes for file in dirty),
-            time.time() - oldest,
-            troubles[0] if troubles else "",
-            list_kept(self.disk),
-        )
+        return look_at(list(self.ledger.files.values()), self.disk)
 
     def close(self) -> None:
         """See FileSystem.close. What was promised and not sent is sent by the next start."""

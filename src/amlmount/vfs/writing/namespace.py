@@ -127,9 +127,7 @@ class Namespace:
             return None
         file = files.enliven(node, is_emptied=False)
         if file.opens:
-            with file.lock:
-                if not file.state.whole:
-                    files.fetch_all(file)
+            files.fetch_all(file)
         return file
 
     def _delete_live(self, file: LiveFile) -> None:

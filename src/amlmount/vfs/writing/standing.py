@@ -1,0 +1,35 @@
+"""What of a writable mount is not in the store yet, for people: how much, for how long, what hinders it, what was kept.
+
+Looked at without locks: each number is true of some moment during the look.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from amlmount.vfs.writing.disk import Disk
+from amlmount.vfs.writing.keeping import Kept, list_kept
+from amlmount.vfs.writing.livefile import LiveFile
+
+
+@dataclass(frozen=True, slots=True)
+class WritingStats:
+    """What is not in the store yet: files, bytes, age of the oldest in seconds, what hinders it; and what was kept."""
+
+    dirty_files: int
+    dirty_bytes: int
+    oldest_s: float
+    trouble: str
+    kept: list[Kept]
+
+
+def look_at(files: Iterable[LiveFile], disk: Disk) -> WritingStats:
+    """Sum up the live files and the state directory. Raises OSError if the latter cannot be read."""
+    dirty = [file for file in files if file.is_dirty]
+    troubles = [str(file.trouble) for file in dirty if file.trouble is not None]
+    now = time.time()
+    oldest = min((file.dirty_since for file in dirty), default=now)
+    dirty_bytes = sum(file.state.dirty.size_bytes for file in dirty)
+    return WritingStats(
+        len(dirty), dirty_bytes, max(now - oldest, 0.0), troubles[0] if troubles else "", list_kept(disk)
+    )
