@@ -55,11 +55,19 @@ class SlotBuffers:
     A slot is free while the first four bytes, a request's length, are 0. When all are taken, plain memory serves.
     """
 
-    def __init__(self, region: memoryview, size_bytes: int) -> None:
-        """Cut `region` into slots of `size_bytes`, which a predecessor's must have been too."""
+    def __init__(self, region: memoryview, size_bytes: int, used_bytes: int | None = None) -> None:
+        """Cut `region` into slots of `size_bytes`, which a predecessor's must have been too.
+
+        `used_bytes`: nothing was ever written behind them. What is looked at takes memory, so nobody looks there.
+        """
         count = len(region) // size_bytes
+        used_bytes = len(region) if used_bytes is None else used_bytes
         self._slots = [region[index * size_bytes : (index + 1) * size_bytes] for index in range(count)]
-        self._free = [slot for slot in reversed(self._slots) if not _length(slot)]
+        self._old = self._slots[: -(-used_bytes // size_bytes)]
+        self._free = [
+            *reversed(self._slots[len(self._old) :]),
+            *(slot for slot in reversed(self._old) if not _length(slot)),
+        ]
         self._heap = HeapBuffers(size_bytes)
         self._ours = {id(slot) for slot in self._slots}
 
@@ -85,7 +93,7 @@ class SlotBuffers:
 
     def left(self) -> list[memoryview]:
         """See RequestBuffers."""
-        return [slot for slot in self._slots if _length(slot)]
+        return [slot for slot in self._old if _length(slot)]
 
     def forget_left(self) -> None:
         """Free what a predecessor had read: the kernel is asked to send it again instead. Never do both."""

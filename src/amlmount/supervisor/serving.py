@@ -34,7 +34,7 @@ from amlmount.states import (
     TakeOverFailed,
     TookOver,
 )
-from amlmount.supervisor.adoption import adopt, let_go, record_of, secure, take_off_dead
+from amlmount.supervisor.adoption import adopt, let_go, only, record_of, secure, secure_successor, take_off_dead
 from amlmount.supervisor.changes import difference, needs_new_mount
 from amlmount.supervisor.records import MadeTarget, MountRecord, current_boot_id
 from amlmount.supervisor.standing import Standing
@@ -130,6 +130,7 @@ class ServedMount(Standing):
         log.info("%s: adopted, with process %d", self.spec.name, running.pid)
 
     async def _start(self) -> None:
+        is_adopted = self._running is not None and self._engine is not None
         try:
             async with self._around.starts:
                 if self._running is None or self._engine is None:
@@ -142,9 +143,8 @@ class ServedMount(Standing):
         except Exception as error:
             self.tell(StartFailed(failure_of(error, "mount", self.spec.name)))
             return
-        self.tell(Started(self._running.pid, made_target=bool(self._made.created)))
+        self.tell(Started(self._running.pid, made_target=bool(self._made.created), is_adopted=is_adopted))
         self._watch(self._running)
-        self._running.on_stale = partial(self._make_anew, self._running)
 
     def _set_secure(self, engine: Engine, made: MadeTarget) -> None:
         if isinstance(engine, TakesOver):
@@ -213,6 +213,7 @@ class ServedMount(Standing):
         if running.exited.done():  # adopted, and dead already: nobody may take it for served in between
             self._on_exit(running.exited)
             return
+        running.on_stale = partial(self._make_anew, running)
         running.exited.add_done_callback(self._on_exit)
         self._look_whether_hung(running, 0)
 
@@ -225,17 +226,21 @@ class ServedMount(Standing):
             text = f"cannot serve '{self.spec.name}': its {running.engine} engine (pid {running.pid}) hangs"
             hint = f"its log says where: amlmount logs {self.spec.name}"
             evidence = self._around.host.evidence(running.pid)
-            self.tell(Exited(Failure("failed", text, hint, {"evidence": evidence}), can_take_over=True))
+            self.tell(Exited(Failure("failed", text, hint, {"evidence": evidence}), can_take_over=True, cause="hung"))
             return
-        pause_s = self._around.hung_after_s / HUNG_LOOKS
-        asyncio.get_running_loop().call_later(pause_s, self._look_whether_hung, running, times)
+        loop, pause_s = asyncio.get_running_loop(), self._around.hung_after_s / HUNG_LOOKS
+        beat = (loop.time() // pause_s + 1) * pause_s  # the same for all mounts: one awakening for a hundred of them
+        loop.call_at(beat, self._look_whether_hung, running, times)
 
     async def _take_over(self) -> None:
         running, engine = self._running, self._engine
         if running is None or not isinstance(engine, TakesOver) or not self.status.is_orphaned:
             return
+        engine.secure = partial(secure_successor, self._around, engine, self._made, running)
         try:
             successor = self._running = await engine.take_over(running, timeout_s=self._around.start_timeout_s)
+            if successor.mount_id != running.mount_id:
+                await only(self._around, engine, self._made, successor)
         except Exception as error:
             failure = failure_of(error, "go on with", self.spec.name)
             self.tell(TakeOverFailed(failure, engine.can_take_over(running)))

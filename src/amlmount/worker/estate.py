@@ -82,7 +82,22 @@ class Estate:
         self.pulse = view[_PULSE_AT : _PULSE_AT + 8].cast("Q")
         self.handles = view[HANDLES_AT:SLOTS_AT]
         self.slots = view[SLOTS_AT:JOURNAL_AT]
+        self.used_slot_bytes = _end_of_data(fd) - SLOTS_AT
         self.journal = FileJournal(fd, self._map)
+
+
+def _end_of_data(fd: int) -> int:
+    """Return where the slots that were ever written to end: of the rest there is no page (lseek(2), SEEK_DATA)."""
+    end = SLOTS_AT
+    while end < JOURNAL_AT:
+        try:
+            begin = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing but holes from here on
+            break
+        if begin >= JOURNAL_AT:
+            break
+        end = os.lseek(fd, begin, os.SEEK_HOLE)
+    return min(end, JOURNAL_AT)
 
 
 def _lock(fd: int) -> int:
@@ -106,7 +121,7 @@ def take_possession(
 
     What the kernel can send again is not executed from the slots: its `unique` is another then.
     """
-    buffers = SlotBuffers(estate.slots, (negotiated or offer).buffer_bytes)
+    buffers = SlotBuffers(estate.slots, (negotiated or offer).buffer_bytes, estate.used_slot_bytes)
     if negotiated is not None:
         if estate.is_readable:
             files.inherit(estate.journal.records())
