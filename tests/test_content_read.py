@@ -289,12 +289,18 @@ def settle(count: Callable[[], int]) -> None:
         time.sleep(0.1)
 
 
+def is_kept(fs: BlobFileSystem, name: str) -> bool:
+    assert fs._content is not None
+    return fs._content.is_kept(fs.node(find(fs, name)))  # type: ignore[arg-type]
+
+
 def test_content_survives_restart(opened: Open) -> None:
     content = many(50) | {"big": BIG[: 3 * MIB + 5]}
     store = Remote(content)
     fs = opened(store)
     for name, data in content.items():
         assert read_all(fs, find(fs, name), len(data)) == data
+    until(lambda: all(is_kept(fs, name) for name in content))  # bytes are handed out before they are written
     fs.close()
     store.ranges.clear()
     fs = opened(store)

@@ -147,9 +147,11 @@ def test_a_big_directory(mountpoint: str) -> None:
         with os.scandir(mount.path + "/big") as entries:
             assert {entry.name for entry in entries if entry.stat().st_size == 0} == names
         counts = mount.counts()
-        # READDIRPLUS has told it all; what the kernel drops for want of memory meanwhile it asks again.
-        assert counts.get(Opcode.LOOKUP, 0) + counts.get(Opcode.GETATTR, 0) <= len(names) / 10
-        assert until(lambda: mount.ask("references") >= len(names))
+        asked = counts.get(Opcode.LOOKUP, 0) + counts.get(Opcode.GETATTR, 0)
+        # READDIRPLUS has told it all. Only what the kernel dropped meanwhile (whenever anybody on this machine writes
+        # to drop_caches, a benchmark beside us say) it has to ask again, and that is exactly what it told us to forget.
+        assert until(lambda: asked <= mount.ask("forgotten") + 4), (asked, mount.ask("forgotten"))
+        assert until(lambda: mount.ask("references") + mount.ask("forgotten") >= len(names))
         mount.unmount()
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from amlmount.errors import BusyError, NetworkError
-from amlmount.recovery import Folder, Instance, find_folders, make_running, remove_tree, salvage
+from amlmount.recovery import Folder, Instance, find_folders, make_running, read_report, remove_tree, salvage
 from amlmount.recovery.classify import Comparison, LocalFile, Rules, Verdict, classify
 from amlmount.recovery.contents import is_part, is_same, send
+from amlmount.recovery.rescue import salvage_pending
 from amlmount.stores.base import ObjectInfo
 from amlmount.stores.memory import MemoryStore
 from flaky_store import FlakyStore
@@ -109,6 +110,23 @@ def test_a_store_that_is_down_leaves_everything(tmp_path: Path, monkeypatch: pyt
     assert [f.action for f in salvage(folder, dry_run=True).files] == ["none"]
     assert [f.action for f in salvage(folder).files] == ["sent"] and inner.get("sub/f") == b"data"
     assert not os.path.exists(folder.path)
+
+
+def test_what_was_dealt_with_is_left_alone_and_its_report_keeps_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = aside(tmp_path).note(boot_id="another").set_aside().note(ended_at_s=1.0)
+    Path(folder.data, "new").write_bytes(b"data")
+    Path(folder.data, "empty").touch()
+    store = MemoryStore()
+    monkeypatch.setattr("amlmount.recovery.rescue.open_store", lambda definition: store)
+    first = salvage_pending(folder)
+    assert first is not None and [f.action for f in first.files] == ["kept", "sent"]
+    assert salvage_pending(folder) is None, "only a person can do more"
+    assert [f.action for f in salvage(folder).files] == ["kept"], "who asks by name is told what is left"
+    report = read_report(folder)
+    assert report is not None
+    assert [(f["name"], f["action"]) for f in report["files"]] == [("new", "sent"), ("empty", "kept")]
 
 
 def test_a_prefix_is_part_of_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ class DictFileSystem:
         self._children: dict[int, list[Node]] = {}
         self._by_name: dict[tuple[int, bytes], Node] = {}
         self._lock = threading.Lock()
-        self.references = 0
+        self.references = self.forgotten = 0
         self._add(0, b"", tree)
 
     def _add(self, parent_id: int, name: bytes, value: "bytes | str | Tree") -> Node:
@@ -100,6 +100,7 @@ class DictFileSystem:
     def forget(self, node_id: int, nlookup: int) -> None:
         with self._lock:
             self.references -= nlookup
+            self.forgotten += nlookup
             self._nodes[node_id].nlookup -= nlookup
 
     def close(self) -> None:

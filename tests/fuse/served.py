@@ -172,6 +172,9 @@ class _Child:
     def references(self) -> int:
         return self.fs.references
 
+    def forgotten(self) -> int:
+        return self.fs.forgotten
+
     def release(self) -> None:
         self.fs.release.set()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from amlmount.errors import AmlmountError
 from amlmount.recovery.instances import read_folder
-from amlmount.recovery.rescue import salvage
+from amlmount.recovery.rescue import salvage_pending
 
 
 def main(paths: list[str]) -> int:
@@ -18,13 +18,14 @@ def main(paths: list[str]) -> int:
         if folder is None:
             continue
         try:
-            report = salvage(folder)
+            report = salvage_pending(folder)
         except AmlmountError as error:
             _say({"folder": path, "error": error.to_json()})
             left = True
             continue
-        _say(report.to_json())
-        left |= report.pending
+        if report is not None:
+            _say(report.to_json())
+            left |= report.pending
     return int(left)
 
 

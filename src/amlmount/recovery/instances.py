@@ -30,7 +30,7 @@ class Instance:
 
     `cache` is the component that keeps data (`file_cache`, `block_cache`, `xload`). `cache_bytes` and `memory_bytes`
     are what it may take. `crashed`: it ended before it could empty its cache. `owner_*` is who made this record, `pid`
-    the blobfuse2 itself once it runs.
+    the blobfuse2 itself once it runs. `covers`: ids of silent mounts of dead ones that lie below its own.
     """
 
     mount: str
@@ -50,6 +50,7 @@ class Instance:
     ended_at_s: float = 0.0
     crashed: bool = False
     trash_after_s: float = 7 * 86400.0
+    covers: tuple[int, ...] = ()
 
     @property
     def may_be_dirty(self) -> bool:

@@ -85,20 +85,29 @@ def salvage(folder: Folder, *, dry_run: bool = False) -> Report:
 
     A store that cannot be reached leaves everything as it is, with `pending`.
     """
-    if folder.instance.alive:
-        raise BusyError(f"cannot recover {folder.path}: its blobfuse2 still runs", hint="wait until it has ended")
     with _locked(folder):
-        left_s = folder.instance.ended_at_s + SETTLE_S - time.time()
-        if folder.instance.crashed and 0 < left_s <= SETTLE_S and not dry_run:
-            time.sleep(left_s)
-        store = open_store(folder.instance.store)
-        try:
-            report = _deal_with(folder, store, dry_run)
-        finally:
-            store.close()
-        if not dry_run:
-            _close(folder, report)
-        return report
+        return _salvage(folder, dry_run)
+
+
+def salvage_pending(folder: Folder) -> Report | None:
+    """Do as `salvage`, but nothing (and return None) where somebody did by now, and only a person can do more."""
+    with _locked(folder):
+        before = read_report(folder)
+        return None if before is not None and not before["pending"] else _salvage(folder, dry_run=False)
+
+
+def _salvage(folder: Folder, dry_run: bool) -> Report:
+    left_s = folder.instance.ended_at_s + SETTLE_S - time.time()
+    if folder.instance.crashed and 0 < left_s <= SETTLE_S and not dry_run:
+        time.sleep(left_s)
+    store = open_store(folder.instance.store)
+    try:
+        report = _deal_with(folder, store, dry_run)
+    finally:
+        store.close()
+    if not dry_run:
+        _close(folder, report)
+    return report
 
 
 def read_report(folder: Folder) -> dict[str, Any] | None:
@@ -190,8 +199,15 @@ def _close(folder: Folder, report: Report) -> None:
         return
     draft = os.path.join(folder.path, f"{REPORT}.new")
     with open(draft, "w", opener=lambda path, flags: os.open(path, flags | os.O_CLOEXEC, 0o600)) as file:
-        json.dump(report.to_json(), file)
+        json.dump(_with_history(report.to_json(), read_report(folder)), file)
     os.replace(draft, os.path.join(folder.path, REPORT))
+
+
+def _with_history(report: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the report with what became of other files before."""
+    names = {file["name"] for file in report["files"]}
+    earlier = [file for file in (before or {}).get("files", []) if file["name"] not in names]
+    return report | {"files": earlier + report["files"]}
 
 
 def empty_trash(folder: Folder) -> None:
@@ -207,6 +223,8 @@ def empty_trash(folder: Folder) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Folder) -> Iterator[None]:
+    if folder.instance.alive:
+        raise BusyError(f"cannot recover {folder.path}: its blobfuse2 still runs", hint="wait until it has ended")
     try:
         fd = os.open(os.path.join(folder.path, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except FileNotFoundError:
