@@ -9,7 +9,7 @@ LAYERS = [
     {"errors", "metrics", "states"},
     {"blobfuse2"},
     {"run", "log"},
-    {"mounts", "descriptors", "systemd"},
+    {"mounts", "descriptors", "systemd", "events"},
     {"config"},
     {"secrets", "render", "importer", "cache", "probes", "client", "installer"},
     {"stores"},

@@ -4,7 +4,7 @@ No clock, no randomness and no system call lives here: the supervisor brings eve
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from amlmount.states.status import COMING, SERVING, Failure, MountState, MountStatus
 
@@ -65,11 +65,12 @@ class StartBegun:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The mount answers."""
+    """The mount answers. `is_adopted`: an earlier daemon had started it."""
 
     pid: int
     made_target: bool = False
 
+    is_adopted: bool = False
 
 @dataclass(frozen=True, slots=True)
 class StartFailed:
@@ -84,10 +85,12 @@ class Exited:
 
     `can_take_over`: the mount is there still, its callers wait, and another process can go on with it.
     """
+    `cause`: `unmounted` means that somebody else took the mount away.
 
     failure: Failure
     can_take_over: bool = False
 
+    cause: Literal["crashed", "hung", "unmounted"] = "crashed"
 
 @dataclass(frozen=True, slots=True)
 class TookOver:

@@ -65,7 +65,7 @@ class MountOwner(ServedMount):
         if not any(entry.mount_id == running.mount_id and is_ours(entry) for entry in table):
             text = f"cannot serve '{self.spec.name}': somebody has unmounted '{self.spec.target}'"
             hint = f"to take it down: amlmount down {self.spec.name}"
-            self.tell(Exited(Failure("failed", text, hint)))
+            self.tell(Exited(Failure("failed", text, hint), cause="unmounted"))
 
     async def renew(self) -> Failure | None:
         """Put a new mount, by the definition that is offered, in the place of the present one; say why if it stays.

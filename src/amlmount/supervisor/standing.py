@@ -5,14 +5,12 @@ each waits for the one before, so a start never overlaps with the stop or clean-
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from amlmount.states import Action, Event, MountStatus, transition
 from amlmount.supervisor.surroundings import Surroundings
-
-log = logging.getLogger(__name__)
+from amlmount.supervisor.telling import events_of
 
 
 class Standing:
@@ -36,7 +34,7 @@ class Standing:
         before = self.status
         self.status, actions = transition(before, event, self._around.policy, self._around.now())
         if self.status != before:
-            self._announce(before)
+            self._announce(before, event)
         for action in actions:
             self._carry_out(action)
         return self.status
@@ -68,13 +66,11 @@ class Standing:
         self._work = asyncio.create_task(_after(self._work, work), name=f"mount {self.status.name}")
         return self._work
 
-    def _announce(self, before: MountStatus) -> None:
+    def _announce(self, before: MountStatus, event: Event) -> None:
         if self.status.state is not before.state:
             self.failure_told = False
-            trouble = self.status.last_error if self.status.last_error is not before.last_error else None
-            why = f": {trouble.message}" if trouble else ""
-            level = logging.WARNING if trouble else logging.INFO
-            log.log(level, "%s: %s -> %s%s", self.status.name, before.state, self.status.state, why)
+        for kind, message, details in events_of(before, event, self.status):
+            self._around.events.tell(kind, message, mount=self.status.name, details=details)
         waiting, self._changed = self._changed, []
         for waiter in waiting:
             if not waiter.done():

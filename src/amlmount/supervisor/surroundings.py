@@ -15,6 +15,7 @@ from amlmount.config.spec import MountSpec
 from amlmount.descriptors import DescriptorStore, NoStore
 from amlmount.engines.base import Engine
 from amlmount.errors import AmlmountError
+from amlmount.events import EventHub
 from amlmount.states import Failure, MountStatus, Now, RestartPolicy
 from amlmount.supervisor.host import Host
 from amlmount.supervisor.records import MountRecord, RecordStore
@@ -41,6 +42,7 @@ class Surroundings:
     descriptors: DescriptorStore = field(default_factory=NoStore)
     on_change: Callable[[MountStatus], None] = lambda _: None
     prepare_cache: Callable[[MountSpec], None] = lambda _: None
+    events: EventHub = field(default_factory=EventHub)
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     now: Callable[[], Now] = read_clock
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
