@@ -69,8 +69,8 @@ class Started:
 
     pid: int
     made_target: bool = False
-
     is_adopted: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class StartFailed:
@@ -84,13 +84,13 @@ class Exited:
     """The engine's process ended without being asked to, or hangs.
 
     `can_take_over`: the mount is there still, its callers wait, and another process can go on with it.
-    """
     `cause`: `unmounted` means that somebody else took the mount away.
+    """
 
     failure: Failure
     can_take_over: bool = False
-
     cause: Literal["crashed", "hung", "unmounted"] = "crashed"
+
 
 @dataclass(frozen=True, slots=True)
 class TookOver:
