@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from amlmount.config.credentials import CREDENTIAL_KINDS, KeyVaultSecret, SecretRef
-from amlmount.config.models import CacheConfig, ContainerFilter, Mount, MountOptions, SourcePart
+from amlmount.config.models import CacheConfig, ContainerFilter, HealthConfig, Mount, MountOptions, SourcePart
 from amlmount.config.profiles import PROFILE_PURPOSE, PROFILES, PolicyOverrides, policy_field
 from amlmount.config.store_models import UNSUPPORTED_TYPES, AzureBlobStore, AzureDataLakeStore, LocalStore
 
@@ -112,6 +112,11 @@ account that passes the filter, each as a directory and a mount of its own, `NAM
 `containers`, new and vanished containers are looked for that often; left out: at `up` only.
 """
 
+HEALTH = """
+Under `health:` stands from when on a condition of a mount is false: `amlmount check` and `amlmount ps -o json` show
+them, [operations.md](operations.md) says what each means.
+"""
+
 UNSAID = """
 ## What happens when nothing is said
 
@@ -126,7 +131,9 @@ UNSAID = """
 
 def render_docs() -> str:
     """Return the text of docs/configuration.md."""
-    sections = [INTRODUCTION, *_stores(), *_mounts(), *_profiles(), "\n## Cache\n", _keys(CacheConfig), UNSAID]
+    cache = ("\n## Cache\n", _keys(CacheConfig))
+    health = ("\n## Health\n", HEALTH, _keys(HealthConfig))
+    sections = [INTRODUCTION, *_stores(), *_mounts(), *_profiles(), *cache, *health, UNSAID]
     return "\n".join(section.strip("\n") + "\n" for section in sections)
 
 

@@ -19,6 +19,7 @@ from amlmount.config.units import (
     format_duration,
     format_size,
     parse_duration,
+    parse_percent,
     parse_size,
     parse_size_or_percent,
 )
@@ -76,6 +77,12 @@ SizeOrPercent = Annotated[
     BeforeValidator(lambda value: value if isinstance(value, Percent) else parse_size_or_percent(value)),
     PlainSerializer(format_size),
     WithJsonSchema({"anyOf": [{"type": "string", "pattern": f"{SIZE_PATTERN}|{PERCENT_PATTERN}"}, _ZERO]}),
+]
+Share = Annotated[
+    Percent,
+    BeforeValidator(lambda value: value if isinstance(value, Percent) else parse_percent(value)),
+    PlainSerializer(format_size),
+    WithJsonSchema({"type": "string", "pattern": PERCENT_PATTERN}),
 ]
 Duration = Annotated[
     float,

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from amlmount.config.fields import AlsoTakes, Duration, Mode, Name, Owner, Prefix, SizeOrPercent
-from amlmount.config.profiles import GIB, PolicyOverrides
+from amlmount.config.fields import AlsoTakes, Duration, Mode, Name, Owner, Prefix, Share, Size, SizeOrPercent
+from amlmount.config.profiles import GIB, MIB, PolicyOverrides
 from amlmount.config.spec import Durability, EngineName, Front, Frozen, ProfileName
 from amlmount.config.store_models import Store
 from amlmount.config.units import Percent
@@ -110,6 +110,26 @@ class CacheConfig(Frozen):
     keep_free: SizeOrPercent = Field(default=10 * GIB, description="what stays free on that disk in any case")
 
 
+class HealthConfig(Frozen):
+    """How often mounts and stores are looked at, and from when on something is wrong with them."""
+
+    interval: Duration = Field(default=20.0, gt=0, description="each mount is looked at this often")
+    timeout: Duration = Field(default=5.0, gt=0, description="a mount that has not answered by then is silent")
+    store_interval: Duration = Field(
+        default=60.0, gt=0, description="each store is asked this often, for all its mounts"
+    )
+    store_timeout: Duration = Field(default=10.0, gt=0, description="a store that has not answered by then is silent")
+    credential_ends: Duration = Field(
+        default=86400.0, description="a SAS is told of when it ends this soon (or in a quarter of its life, if less)"
+    )
+    disk_free: Size = Field(default=256 * MIB, description="less free on the disk of a cache or journal is too little")
+    upload_age: Duration = Field(
+        default=900.0, description="what was written is late when the store lacks it for so long"
+    )
+    error_share: Share = Field(default=Percent(5), description="more than this share of requests that fail is too many")
+    clock_error: Duration = Field(default=120.0, description="how far this machine's clock may be from the store's")
+
+
 class Config(Frozen):
     """The configuration: all files merged."""
 
@@ -117,3 +137,4 @@ class Config(Frozen):
     mounts: dict[Name, Mount] = Field(default_factory=dict, description="folders to keep mounted")
     defaults: MountOptions = Field(default_factory=MountOptions, description="options of every mount that says nothing")
     cache: CacheConfig = Field(default_factory=CacheConfig, description="the cache on disk")
+    health: HealthConfig = Field(default_factory=HealthConfig, description="when something is said to be wrong")

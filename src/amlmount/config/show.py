@@ -27,6 +27,7 @@ def effective_data(loaded: Loaded, user: DaemonUser) -> dict[str, Any]:
         "stores": {name: {"type": store.type} | dump_store(store) for name, store in config.stores.items()},
         "mounts": {name: _effective_mount(loaded, name, user) for name in config.mounts},
         "cache": config.cache.model_dump(mode="json", exclude_none=True),
+        "health": config.health.model_dump(mode="json"),
     }
 
 

@@ -63,10 +63,15 @@ def parse_size(text: object) -> int:
 
 def parse_size_or_percent(text: object) -> int | Percent:
     """Return bytes, or the share that "80%" stands for; raises ValueError."""
+    return parse_percent(text) if _written(text).endswith("%") else parse_size(text)
+
+
+def parse_percent(text: object) -> Percent:
+    """Return the share that "5%" stands for; raises ValueError."""
     written = _written(text)
+    number = written.removesuffix("%").strip()
     if not written.endswith("%"):
-        return parse_size(text)
-    number = written[:-1].strip()
+        raise ValueError(f"{written!r} is not a share; write 0% to 100%")
     if not re.fullmatch(NUMBER, number) or Decimal(number) > 100:
         raise ValueError(f"{written!r} is not a share; write 0% to 100%")
     return Percent(float(number))

@@ -1,5 +1,16 @@
 """The states of a mount: `status` says what is known of one, `machine` how it moves. Import from here."""
 
+from amlmount.states.conditions import (
+    KINDS,
+    Condition,
+    ConditionChange,
+    Kind,
+    Observed,
+    health_of,
+    merge,
+    turned,
+    worst,
+)
 from amlmount.states.machine import (
     Action,
     CancelRetry,
@@ -44,6 +55,7 @@ from amlmount.states.status import (
 
 __all__ = [
     "COMING",
+    "KINDS",
     "SCHEMA_VERSION",
     "SERVING",
     "Action",
@@ -51,14 +63,18 @@ __all__ = [
     "CancelStart",
     "Change",
     "CleanUp",
+    "Condition",
+    "ConditionChange",
     "Event",
     "Exited",
     "Failure",
     "HealthBack",
     "HealthLost",
+    "Kind",
     "MountState",
     "MountStatus",
     "Now",
+    "Observed",
     "Outcome",
     "Plan",
     "Refreshed",
@@ -78,6 +94,10 @@ __all__ = [
     "TookOver",
     "Unwanted",
     "Wanted",
+    "health_of",
+    "merge",
     "rfc3339",
     "transition",
+    "turned",
+    "worst",
 ]

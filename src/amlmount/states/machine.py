@@ -6,6 +6,7 @@ No clock, no randomness and no system call lives here: the supervisor brings eve
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from amlmount.states.conditions import Condition, Observed, merge, worst
 from amlmount.states.status import COMING, SERVING, Failure, MountState, MountStatus
 
 
@@ -146,7 +147,7 @@ class HealthBack:
 
 
 Event = (Wanted | Unwanted | StartBegun | Started | StartFailed | Exited | Stopped | StopFailed | RetryDue) | (
-    HealthLost | HealthBack | TookOver | TakeOverFailed | Replaced
+    HealthLost | HealthBack | TookOver | TakeOverFailed | Replaced | Observed
 )
 
 # --- actions: what the supervisor has to do, in this order ---------------------------------------------------------
@@ -218,6 +219,8 @@ def transition(status: MountStatus, event: Event, policy: RestartPolicy, now: No
             return _stop_ended(status, event, now)
         case HealthLost() | HealthBack():
             return _health(status, event, now)
+        case Observed(found):
+            return _observed(status, found, now)
 
 
 def _enter(status: MountStatus, state: MountState, now: Now, **changes: Any) -> MountStatus:
@@ -359,7 +362,8 @@ def _stop_ended(status: MountStatus, event: Stopped | StopFailed, now: Now) -> S
     if isinstance(event, StopFailed):
         state = MountState.FAILED if status.pid is None else MountState.MOUNTED
         return _enter(status, state, now, wanted=True, last_error=event.failure), ()
-    gone = _enter(status, MountState.UNMOUNTED, now, pid=None, mount_made_target=False, mounted_at_s=None)
+    nothing = {"pid": None, "mount_made_target": False, "mounted_at_s": None, "conditions": ()}
+    gone = _enter(status, MountState.UNMOUNTED, now, **nothing)
     return _afresh(gone, now) if gone.wanted else (replace(gone, last_error=None), ())
 
 
@@ -371,3 +375,16 @@ def _health(status: MountStatus, event: HealthLost | HealthBack, now: Now) -> St
     if isinstance(event, HealthBack) and status.state is MountState.DEGRADED:
         return _enter(status, MountState.MOUNTED, now, last_error=None), ()
     return status, ()
+
+
+def _observed(status: MountStatus, found: tuple[Condition, ...], now: Now) -> Step:
+    if status.state in (MountState.UNMOUNTED, MountState.UNMOUNTING):
+        return status, ()
+    seen = replace(status, conditions=merge(status.conditions, found, now.wall_s))
+    bad = worst(seen.conditions)
+    if bad is None or not bad.degrades:
+        return _health(seen, HealthBack(), now)
+    hint = f"docs/operations.md says what to do about {bad.reason}; look again: amlmount check {status.name}"
+    code = {"StoreReachable": "network", "StoreAuthorized": "access_denied"}.get(bad.type, "failed")
+    failure = Failure(code, f"cannot rely on '{status.name}': {bad.message}", hint, {"reason": bad.reason})
+    return _health(seen, HealthLost(failure), now)

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from amlmount.states.conditions import Condition, health_of
+
 SCHEMA_VERSION = 1
 
 
@@ -69,6 +71,7 @@ class MountStatus:
     mounted_at_s: float | None = None
     cache_note: str = ""
     cache_dir: str | None = None
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def is_orphaned(self) -> bool:
@@ -96,6 +99,8 @@ class MountStatus:
             "mount_made_target": self.mount_made_target,
             "cache_note": self.cache_note,
             "cache_dir": self.cache_dir,
+            "health": health_of(self.conditions),
+            "conditions": [condition.to_json() for condition in self.conditions],
         }
 
     @classmethod
@@ -106,6 +111,7 @@ class MountStatus:
         since = known.pop("since", None)
         return cls(
             **known,
+            conditions=tuple(Condition.from_json(condition) for condition in data.get("conditions", ())),
             state=MountState(data["state"]),
             since=datetime.fromisoformat(since).timestamp() if since else 0.0,
             last_error=Failure(**error) if error else None,

@@ -182,7 +182,7 @@ class _Probe:
 
 def check_sas(fields: Mapping[str, str], now_s: float) -> str:
     """Say what a SAS allows and until when, from its own fields. Raises AccessDeniedError for one out of its time."""
-    ends, begins = _time_of(fields.get("se")), _time_of(fields.get("st"))
+    ends, begins = time_of(fields.get("se")), time_of(fields.get("st"))
     if ends is not None and ends < now_s:
         raise AccessDeniedError(
             f"cannot use the SAS: it expired {_ago(now_s - ends)} ago (se={fields['se']})",
@@ -204,7 +204,8 @@ def check_sas(fields: Mapping[str, str], now_s: float) -> str:
     return f"SAS with sp={rights}, good for {_ago(ends - now_s)}"
 
 
-def _time_of(text: str | None) -> float | None:
+def time_of(text: str | None) -> float | None:
+    """Read a time of a SAS (`se`, `st`); None if there is none, or it is not one."""
     if not text:
         return None
     try:

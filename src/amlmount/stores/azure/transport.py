@@ -5,6 +5,7 @@ a body that trickles. Knows nothing of Azure.
 """
 
 import contextlib
+import functools
 import http.client
 import io
 import os
@@ -273,7 +274,9 @@ def find_ca_file() -> str | None:
     return os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE") or None
 
 
+@functools.lru_cache(maxsize=4)
 def _ssl_context(ca_file: str | None) -> ssl.SSLContext:
+    """Return the one for all connections: authorities are read for 20 ms, and kept in a megabyte."""
     try:
         context = ssl.create_default_context()
         if ca_file:
