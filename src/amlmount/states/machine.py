@@ -217,10 +217,8 @@ def transition(status: MountStatus, event: Event, policy: RestartPolicy, now: No
             return _start_goes_on(status, event, now)
         case Stopped() | StopFailed():
             return _stop_ended(status, event, now)
-        case HealthLost() | HealthBack():
+        case HealthLost() | HealthBack() | Observed():
             return _health(status, event, now)
-        case Observed(found):
-            return _observed(status, found, now)
 
 
 def _enter(status: MountStatus, state: MountState, now: Now, **changes: Any) -> MountStatus:
@@ -367,7 +365,9 @@ def _stop_ended(status: MountStatus, event: Stopped | StopFailed, now: Now) -> S
     return _afresh(gone, now) if gone.wanted else (replace(gone, last_error=None), ())
 
 
-def _health(status: MountStatus, event: HealthLost | HealthBack, now: Now) -> Step:
+def _health(status: MountStatus, event: HealthLost | HealthBack | Observed, now: Now) -> Step:
+    if isinstance(event, Observed):
+        return _observed(status, event.found, now)
     if status.is_orphaned:
         return status, ()
     if isinstance(event, HealthLost) and status.state in SERVING:
