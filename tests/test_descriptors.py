@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -19,18 +19,27 @@ from amlmount.mounts import open_and_mount, unmount
 from mounting import until
 from sandbox import Sandbox, all_processes, command_line
 
+Keepers = Callable[[], list[int]]
+
 
 @pytest.fixture
-def store(sandbox: Sandbox) -> Iterator[KeeperStore]:
+def keepers(sandbox: Sandbox) -> Keepers:
+    """The keepers of this run: others run beside it on the same machine."""
+
+    def find() -> list[int]:
+        found = [pid for pid, _ in all_processes() if "descriptors/keeper.py" in command_line(pid)]
+        return [pid for pid in found if sandbox.owns(pid)]
+
+    return find
+
+
+@pytest.fixture
+def store(sandbox: Sandbox, keepers: Keepers) -> Iterator[KeeperStore]:
     store = KeeperStore(sandbox.make_dir("k", mode=0o700))
     yield store
     store.drop(["a.one", "a.two", *(f"m{i}.x" for i in range(300))])
     store.close()
     until(lambda: not keepers())
-
-
-def keepers() -> list[int]:
-    return [pid for pid, _ in all_processes() if "descriptors/keeper.py" in command_line(pid)]
 
 
 def memfd(text: str) -> int:
@@ -55,7 +64,7 @@ def give(store: DescriptorStore, **names: str) -> None:
         os.close(fd)
 
 
-def test_what_is_kept_comes_back_to_another(store: KeeperStore, sandbox: Sandbox) -> None:
+def test_what_is_kept_comes_back_to_another(store: KeeperStore, sandbox: Sandbox, keepers: Keepers) -> None:
     assert store.recall() == {} and not keepers(), "asking starts nothing"
     give(store, a_one="1", a_two="2")
     give(store, a_two="two")
@@ -67,7 +76,7 @@ def test_what_is_kept_comes_back_to_another(store: KeeperStore, sandbox: Sandbox
     other.close()
 
 
-def test_it_ends_with_the_last_thing_it_keeps(store: KeeperStore) -> None:
+def test_it_ends_with_the_last_thing_it_keeps(store: KeeperStore, keepers: Keepers) -> None:
     give(store, a_one="1")
     [keeper] = keepers()
     os.kill(keeper, signal.SIGTERM)
@@ -77,7 +86,7 @@ def test_it_ends_with_the_last_thing_it_keeps(store: KeeperStore) -> None:
     until(lambda: not keepers())
 
 
-def test_sigterm_ends_it_when_no_daemon_is_there(store: KeeperStore) -> None:
+def test_sigterm_ends_it_when_no_daemon_is_there(store: KeeperStore, keepers: Keepers) -> None:
     give(store, a_one="1")
     [keeper] = keepers()
     store.close()
@@ -92,7 +101,7 @@ def test_hundreds(store: KeeperStore) -> None:
     assert texts(store.recall()) == {f"m{i}.x": str(i) for i in range(300)}
 
 
-def test_a_keeper_that_was_killed_is_replaced(store: KeeperStore) -> None:
+def test_a_keeper_that_was_killed_is_replaced(store: KeeperStore, keepers: Keepers) -> None:
     give(store, a_one="1")
     [keeper] = keepers()
     os.kill(keeper, signal.SIGKILL)
