@@ -59,6 +59,16 @@ async def secure_next(
     around.records.save(replace(record_of(old, made), next=record_of(running, made)))
 
 
+async def secure_successor(
+    around: Surroundings, engine: TakesOver, made: MadeTarget, old: Running, running: Running
+) -> None:
+    """Put by what the next daemon needs of what takes over from `old`: the same mount, or one in its place."""
+    if running.mount_id == old.mount_id:
+        await secure(around, engine, made, running)
+    else:
+        await secure_next(around, engine, made, old, running)
+
+
 async def only(around: Surroundings, engine: Engine, made: MadeTarget, running: Running) -> None:
     """Let `running` be all there is of its mount, whatever was to take its place or had it."""
     if isinstance(engine, TakesOver):

@@ -116,13 +116,14 @@ class KernelHost:
         self._made.update(record.made.created)
         if record.boot_id != current_boot_id():
             return
-        if record.engine == "blobfuse2" and record.pid is not None and record.pid_start_time is not None:
-            _end_blobfuse2(record, record.pid, record.pid_start_time)
+        pid, start_time = record.pid or 0, record.pid_start_time or 0
+        if record.engine == "blobfuse2" and pid and (not keep_dead or is_same_process(pid, start_time)):
+            _end_blobfuse2(record, pid, start_time)
             return
         if not keep_dead:
             _end_mount(record)
-        if record.pid is not None and record.pid_start_time is not None:
-            _end_process(record.pid, record.pid_start_time)
+        if record.engine != "blobfuse2" and pid:
+            _end_process(pid, start_time)
         if keep_dead and self.dead_mount(record.target) is None:  # somebody else holds its descriptor
             _end_mount(record)
 

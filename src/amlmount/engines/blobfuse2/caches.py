@@ -13,11 +13,11 @@ from amlmount.recovery.classify import SECOND_NS, local_files
 log = logging.getLogger(__name__)
 
 
-def put_leftovers_aside(bases: list[str]) -> list[Folder]:
-    """Set aside what dead runs left below `bases`, and return everything that waits for salvage."""
+def put_leftovers_aside(bases: list[str], but: str = "") -> list[Folder]:
+    """Set aside what dead runs left below `bases`, except `but`, and return everything that waits for salvage."""
     for base in bases:
         for folder in find_folders(base, RUNNING):
-            if not folder.instance.alive:
+            if not folder.instance.alive and folder.path != but:
                 put_away(folder)
     return [folder for base in bases for folder in find_folders(base, ASIDE)]
 

@@ -5,42 +5,34 @@ Bound to the event loop it is used in; see `amlmount.engines.base.Engine`.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import os
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from amlmount import mounts
 from amlmount.config.spec import MountSpec, SourceSpec
-from amlmount.engines.base import ExitReason, Running
-from amlmount.engines.blobfuse2 import caches, mounting, salvaging
+from amlmount.engines.attaching import has_unread, is_connected, why_not_beneath
+from amlmount.engines.base import Claim, ExitReason, Running
+from amlmount.engines.blobfuse2 import adopting, caches, mounting, salvaging
 from amlmount.engines.blobfuse2.binary import Binary
 from amlmount.engines.blobfuse2.configuring import Prepared, prepare, render
 from amlmount.engines.blobfuse2.environment import scrubbed
 from amlmount.engines.blobfuse2.failures import start_failed
-from amlmount.engines.blobfuse2.mounting import Opened
+from amlmount.engines.blobfuse2.mounting import How, Opened
 from amlmount.engines.blobfuse2.places import Places
 from amlmount.engines.blobfuse2.preflight import preflight
 from amlmount.engines.blobfuse2.rotation import Watched, follow_secrets
+from amlmount.engines.blobfuse2.runs import Run, cpu_ticks
 from amlmount.engines.blobfuse2.served import Served
 from amlmount.engines.offload import in_thread
 from amlmount.errors import AmlmountError, ConfigError, MountFailedError, NotFoundError, WaitTimeoutError
-from amlmount.recovery import Folder
 
 UNDO_TIMEOUT_S = 5.0
+LAST_WORDS_S = 0.5  # for a hung one to write down where it hangs
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Run:
-    """One blobfuse2 with all that belongs to it."""
-
-    served: Served
-    prepared: Prepared
-    folder: Folder
-    kept: Folder | None = None
-    watch: "asyncio.Task[None] | None" = None
 
 
 class Blobfuse2Engine:
@@ -51,16 +43,27 @@ class Blobfuse2Engine:
     def __init__(self, binary: Binary, places: Places) -> None:
         self._binary = binary
         self._places = places
-        self._runs: dict[int, _Run] = {}
+        self._runs: dict[int, Run] = {}
         self._chores: set[asyncio.Task[None]] = set()
+        self.secure: Callable[[Running], Awaitable[None]] = _secure_nothing
 
     async def start(self, spec: MountSpec, *, timeout_s: float) -> Running:
         """See `Engine.start`; what an earlier run left is set aside first, and salvaged once the mount is there."""
-        source = _only_source(spec)
+        return await self._start(spec, "alone", timeout_s)
+
+    def why_not_beneath(self) -> str | None:
+        """See Replaces."""
+        return why_not_beneath()
+
+    async def start_beneath(self, spec: MountSpec, *, timeout_s: float) -> Running:
+        """See Replaces."""
+        return await self._start(spec, "beneath", timeout_s)
+
+    async def _start(self, spec: MountSpec, how: How, timeout_s: float) -> Running:
         async with AsyncExitStack() as undo:
             try:
                 async with asyncio.timeout(timeout_s):
-                    running = await self._bring_up(spec, source, undo)
+                    running = await self._bring_up(spec, how, undo)
             except TimeoutError:
                 raise _too_slow(spec, timeout_s) from None
             undo.pop_all()
@@ -76,18 +79,68 @@ class Blobfuse2Engine:
         if run is not None and not await run.served.ended(timeout_s) and not lazy:
             log.warning("%s: unmounted; blobfuse2 %d is still at work", running.spec.name, running.pid)
         _close_descriptor(running)
-        if dead:
-            await in_thread(lambda: mounting.unmount_all(running.spec.target))
+        if run is not None:
+            await in_thread(lambda: mounting.uncover(running.spec.target, run.folder.instance.covers))
+            await self._see_off(run, timeout_s)
+
+    async def abandon(self, running: Running, *, timeout_s: float) -> None:
+        """See Replaces. It is killed first: one that lives would wipe its cache when its connection is ended."""
+        run, entry = self._runs.get(running.pid), mounting.mount_of(running.spec.target, running.mount_id)
+        if run is not None:
+            await run.served.kill()
+        if entry is not None and is_connected(running.fuse_fd) and (run is None or run.served.exited.done()):
+            with suppress(AmlmountError):
+                await in_thread(lambda: mounts.abort(entry))
+        _close_descriptor(running)
         if run is not None:
             await self._see_off(run, timeout_s)
 
+    # --- see TakesOver -----------------------------------------------------------------------------------------------
+
+    def can_take_over(self, running: Running) -> bool:
+        """See TakesOver."""
+        return False
+
+    async def take_over(self, running: Running, *, timeout_s: float) -> Running:
+        """See TakesOver."""
+        raise AmlmountError(f"cannot go on with '{running.spec.name}': its blobfuse2 has ended")
+
+    def descriptors(self, running: Running) -> dict[str, int]:
+        """See TakesOver."""
+        return {"fuse": running.fuse_fd}
+
+    def adopt(self, claim: Claim) -> Running:
+        """See TakesOver."""
+        spec, pid = claim.spec, claim.pid
+        fuse_fd = adopting.fuse_descriptor(claim)
+        try:
+            prepared = adopting.find_prepared(claim, self._places)
+        except AmlmountError:
+            os.close(fuse_fd)
+            raise
+        output, own_log = self._places.output_path(spec.name), self._places.log_path(spec.name)
+        served = Served.adopt(pid, claim.pid_start_time, output, own_log)
+        running = Running(spec, self.name, pid, claim.pid_start_time, fuse_fd, claim.mount_id, served.exited)
+        run = self._runs[pid] = Run(served, prepared, prepared.folder)
+        self._begin(self._salvage_leftovers(spec, prepared.folder.path))
+        if not served.exited.done():
+            run.watch = self._begin(self._follow_secrets(running, _only_source(spec), prepared))
+        return running
+
+    def is_hung(self, running: Running) -> bool:
+        """See TakesOver: requests are unread, as they were before, and it has used no processor since."""
+        run = self._runs.get(running.pid)
+        if run is None or not has_unread(running.fuse_fd):
+            return False
+        before, run.busy_ticks = run.busy_ticks, cpu_ticks(running.pid)
+        return before == run.busy_ticks
+
     # --- start ---------------------------------------------------------------------------------------------------
 
-    async def _bring_up(self, spec: MountSpec, source: SourceSpec, undo: AsyncExitStack) -> Running:
+    async def _bring_up(self, spec: MountSpec, how: How, undo: AsyncExitStack) -> Running:
+        source = _only_source(spec)
         await in_thread(lambda: preflight(source))
-        bases = [self._places.lasting_base(spec.name), self._places.passing_base(spec.name)]
-        bases += self._places.cache_bases(spec)
-        waiting = await in_thread(lambda: caches.put_leftovers_aside(list(dict.fromkeys(bases))))
+        waiting = await in_thread(lambda: caches.put_leftovers_aside(self._places.all_bases(spec)))
         await in_thread(lambda: self._places.tidy(spec.name))
         prepared = await _made(lambda: prepare(spec, source, self._places), _discard, undo)
         opened = await _made(lambda: mounting.open_mount(spec), lambda opened: mounting.take_back(spec, opened), undo)
@@ -96,22 +149,30 @@ class Blobfuse2Engine:
         finally:
             prepared.let_go()
         undo.push_async_callback(served.kill)
-        folder = prepared.folder.note(pid=served.process.pid, pid_start_time=served.process.start_time)
-        await self._wait_for_answer(spec, served, opened)
-        entry = await in_thread(lambda: mounting.show(opened, spec.target))
-        run = self._runs[served.process.pid] = _Run(served, prepared, folder)
-        self._begin(salvaging.salvage_now(waiting))
         pid, start_time = served.process.pid, served.process.start_time
-        running = Running(spec, self.name, pid, start_time, opened.fuse_fd, entry.mount_id, served.exited)
+        folder = prepared.folder.note(pid=pid, pid_start_time=start_time)
+        await self._wait_for_answer(spec, served, opened)
+        mount_id = await in_thread(lambda: mounting.mount_id_of(opened, spec.target))
+        run = self._runs[pid] = Run(served, prepared, folder)
+        undo.callback(self._runs.pop, pid, None)
+        running = Running(spec, self.name, pid, start_time, opened.fuse_fd, mount_id, served.exited)
+        await self.secure(running)
+        await _settled(lambda: mounting.show(opened, spec.target, how))
+        opened.close_mount()
+        self._begin(salvaging.salvage_now(waiting))
         run.watch = self._begin(self._follow_secrets(running, source, prepared))
         return running
 
     async def _follow_secrets(self, running: Running, source: SourceSpec, prepared: Prepared) -> None:
         spec = running.spec
         watched = Watched(
-            spec.name, spec.target, source, prepared, lambda: render(spec, source, self._places, prepared)
+            spec.name, spec.target, source, prepared, partial(render, spec, source, self._places, prepared)
         )
         await follow_secrets(watched, lambda why: running.on_stale(why))
+
+    async def _salvage_leftovers(self, spec: MountSpec, but: str) -> None:
+        waiting = await in_thread(lambda: caches.put_leftovers_aside(self._places.all_bases(spec), but))
+        await salvaging.salvage_now(waiting)
 
     def _spawn(self, spec: MountSpec, prepared: Prepared, opened: Opened) -> Served:
         argv = [
@@ -165,16 +226,15 @@ class Blobfuse2Engine:
                 hint="wait, or let go of it with --lazy: it then ends by itself",
             ) from None
 
-    async def _see_off(self, run: _Run, timeout_s: float) -> None:
+    async def _see_off(self, run: Run, timeout_s: float) -> None:
         """Put the cache away when the process has ended, whenever that is, and salvage what may be unsent."""
         self._runs.pop(run.served.process.pid, None)
-        if run.watch is not None:
-            run.watch.cancel()
+        run.end_watch()
         farewell = self._begin(self._put_away(run))
         if run.served.exited.done():
             await asyncio.wait({farewell}, timeout=timeout_s)
 
-    async def _put_away(self, run: _Run) -> None:
+    async def _put_away(self, run: Run) -> None:
         await run.served.exited
         run.prepared.remove_runtime()
         left = await in_thread(lambda: caches.put_away(run.folder))
@@ -198,6 +258,10 @@ def _only_source(spec: MountSpec) -> SourceSpec:
     )
 
 
+async def _secure_nothing(running: Running) -> None:
+    """Nobody comes after us."""
+
+
 async def _made(make: Callable[[], T], take_back: Callable[[T], None], undo: AsyncExitStack) -> T:
     """Run `make` in a thread; what it has made is taken back by `undo`, even if it comes after we have given up."""
     job = in_thread(make)
@@ -217,6 +281,16 @@ async def _made(make: Callable[[], T], take_back: Callable[[T], None], undo: Asy
     return await asyncio.shield(job)
 
 
+async def _settled(call: Callable[[], None]) -> None:
+    """Run `call` in a thread; one who gives up meanwhile goes on only after it has ended, so that it can be undone."""
+    job = in_thread(call)
+    try:
+        await asyncio.shield(job)
+    except asyncio.CancelledError:
+        await asyncio.wait([job], timeout=UNDO_TIMEOUT_S)
+        raise
+
+
 def _discard(prepared: Prepared) -> None:
     prepared.remove_runtime()
     caches.put_away(prepared.folder)
@@ -224,8 +298,6 @@ def _discard(prepared: Prepared) -> None:
 
 def _close_descriptor(running: Running) -> None:
     if running.fuse_fd >= 0:
-        import os
-
         with suppress(OSError):
             os.close(running.fuse_fd)
         running.fuse_fd = -1

@@ -6,13 +6,16 @@ Otherwise fusermount3 mounts it at the target at once, and whoever looks waits f
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from amlmount import mounts
 from amlmount.config.spec import MountSpec
 from amlmount.errors import AmlmountError, MountFailedError
 from amlmount.mounts import MountEntry
+from amlmount.mounts.syscalls import MNT_DETACH, umount2
 from amlmount.probes import ProbeResult, probe_detached, probe_mounted
 
 log = logging.getLogger(__name__)
@@ -21,6 +24,7 @@ SOURCE = "blobfuse2"
 SUBTYPE = "amlmount"
 # The kernel takes it from the mount, blobfuse2 passes it to libfuse: both must say the same.
 MAX_READ_BYTES = 1 << 20
+How = Literal["alone", "beneath", "on_top"]
 
 
 @dataclass(slots=True)
@@ -75,14 +79,28 @@ def probe(opened: Opened, target: str, timeout_s: float) -> ProbeResult:
     return probe_detached(opened.mount_fd, timeout_s) if opened.mount_fd >= 0 else probe_mounted(target, timeout_s)
 
 
-def show(opened: Opened, target: str) -> MountEntry:
-    """Put the mount at its target and return it as the mount table then has it. Raises MountFailedError."""
-    if opened.mount_fd >= 0:
-        place = mounts.canonical(target)
-        if (other := mounts.find_mount(place)) is not None and other.is_fuse:
-            raise MountFailedError(f"cannot mount at '{target}': {other.source} was mounted there in the meantime")
-        mounts.attach(opened.mount_fd, place)
-        opened.close_mount()
+def mount_id_of(opened: Opened, target: str) -> int:
+    """Return the mount's id, attached or not. Raises MountFailedError if somebody has unmounted it already."""
+    if opened.mount_fd < 0:
+        return _shown(target).mount_id
+    with open(f"/proc/self/fdinfo/{opened.mount_fd}") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
+
+
+def show(opened: Opened, target: str, how: How = "alone") -> None:
+    """Put the mount at its target: `alone`, `beneath` what is there, or `on_top` of it. Raises MountFailedError.
+
+    Our hold of it stays, so that it can be taken back.
+    """
+    if opened.mount_fd < 0:
+        return
+    place = mounts.canonical(target)
+    if how == "alone" and (other := mounts.find_mount(place)) is not None and other.is_fuse:
+        raise MountFailedError(f"cannot mount at '{target}': {other.source} was mounted there in the meantime")
+    mounts.attach(opened.mount_fd, place, beneath=how == "beneath")
+
+
+def _shown(target: str) -> MountEntry:
     entry = mounts.find_mount(target)
     if entry is None or not is_ours(entry):
         raise MountFailedError(f"cannot mount '{target}': it was unmounted again at once")
@@ -96,10 +114,12 @@ def is_ours(entry: MountEntry) -> bool:
 
 def take_back(spec: MountSpec, opened: Opened) -> None:
     """Undo `open_mount` and `show`."""
-    attached = opened.mount_fd < 0
-    opened.close_mount()
-    if attached:
+    if opened.mount_fd < 0:
         unmount_all(spec.target)
+    else:
+        with suppress(OSError):  # by descriptor: by name it would be what lies on top; EINVAL: attached nowhere
+            umount2(f"/proc/self/fd/{opened.mount_fd}", MNT_DETACH)
+    opened.close_mount()
     opened.close_fuse()
 
 
@@ -111,6 +131,12 @@ def unmount_all(target: str) -> None:
         except AmlmountError as error:
             log.error("%s", error.message)
             return
+
+
+def uncover(target: str, mount_ids: Sequence[int]) -> None:
+    """Let go of these mounts of ours at a target, as long as one of them is the topmost; open files go on."""
+    while (entry := mounts.find_mount(target)) is not None and entry.mount_id in mount_ids and is_ours(entry):
+        mounts.unmount(target, lazy=True)
 
 
 def mount_of(target: str, mount_id: int) -> MountEntry | None:

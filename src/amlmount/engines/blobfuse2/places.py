@@ -47,6 +47,11 @@ class Places:
             return [self.lasting_base(spec.name), self.passing_base(spec.name)]
         return [os.path.join(spec.cache_dir, NAME) if spec.cache_dir else self.passing_base(spec.name)]
 
+    def all_bases(self, spec: MountSpec) -> list[str]:
+        """Return where this and earlier runs of a mount may have their caches."""
+        bases = [self.lasting_base(spec.name), self.passing_base(spec.name), *self.cache_bases(spec)]
+        return list(dict.fromkeys(bases))
+
     def running(self) -> Iterator[Folder]:
         """Yield the instances that this daemon or one before it has started and not put away."""
         for marker in glob.iglob(os.path.join(glob.escape(self.runtime_dir), NAME, "*", "*", MARKER)):

@@ -29,13 +29,13 @@ NAME_NOBODY_HAS = ".amlmount-probe-"
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What is watched: `render` writes the configuration anew with the secrets of now."""
+    """What is watched: `render` writes the configuration anew with the secrets of now, and says which it used."""
 
     mount: str
     target: str
     source: SourceSpec
     prepared: Prepared
-    render: Callable[[], str]
+    render: Callable[[list[SecretRef]], str]
 
 
 async def follow_secrets(watched: Watched, on_stale: Callable[[str], None]) -> None:
@@ -43,7 +43,7 @@ async def follow_secrets(watched: Watched, on_stale: Callable[[str], None]) -> N
 
     `on_stale` is called when only a new mount can use what is there now, and again every minute until it is.
     """
-    references = watched.prepared.references
+    references = watched.prepared.references or await _references(watched)
     if not references:
         return
     pause_s = EVERY_VAULT_S if any(reference.keyvault for reference in references) else EVERY_S
@@ -68,9 +68,20 @@ async def follow_secrets(watched: Watched, on_stale: Callable[[str], None]) -> N
             complained = error.message
 
 
+async def _references(watched: Watched) -> tuple[SecretRef, ...]:
+    """Find out which secrets the configuration of an adopted mount has; empty if they cannot be had."""
+    used: list[SecretRef] = []
+    try:
+        await in_thread(lambda: watched.render(used))
+    except AmlmountError as error:
+        log.warning("%s: its secrets are not followed: %s", watched.mount, error.message)
+        return ()
+    return tuple(used)
+
+
 async def _hand_over(watched: Watched) -> None:
     """Give blobfuse2 the new SAS, which `preflight` has tried, and try it through the mount as well."""
-    text = await in_thread(watched.render)
+    text = await in_thread(lambda: watched.render([]))
     await in_thread(lambda: write_config(watched.prepared.config_path, text))
     for attempt in range(PROBE_TRIES):
         await asyncio.sleep(1.0)  # it sees the change within a second (seen with 2.5.6)

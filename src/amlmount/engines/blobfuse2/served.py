@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from amlmount.engines.base import ExitReason
 from amlmount.log import redact
-from amlmount.run import Process, spawn
+from amlmount.run import Process, is_same_process, spawn
 
 log = logging.getLogger(__name__)
 CGROUP_ROOT = "/sys/fs/cgroup"
@@ -32,7 +32,10 @@ class Served:
         self._oom_counter = oom_counter_of(process.pid)
         self._oom_kills = count_oom_kills(self._oom_counter)
         self.exited: asyncio.Future[ExitReason] = self._loop.create_future()
-        self._loop.add_reader(process.pidfd, self._on_exit)
+        if process.pidfd < 0:
+            self.exited.set_result(ExitReason(-signal.SIGKILL))  # nobody saw how it ended
+        else:
+            self._loop.add_reader(process.pidfd, self._on_exit)
 
     @classmethod
     def start(
@@ -46,6 +49,18 @@ class Served:
         finally:
             os.close(output)
         return cls(process, output_path, log_path)
+
+    @classmethod
+    def adopt(cls, pid: int, start_time: int, output_path: str, log_path: str) -> "Served":
+        """Watch one that an earlier daemon started; `exited` is resolved if it is gone."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            pidfd = -1
+        if pidfd >= 0 and not is_same_process(pid, start_time):
+            os.close(pidfd)
+            pidfd = -1
+        return cls(Process(pid, pidfd, start_time, ()), output_path, log_path)
 
     async def ended(self, timeout_s: float) -> bool:
         """Wait for the end, at most `timeout_s` seconds; say whether it came."""
