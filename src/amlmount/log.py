@@ -54,8 +54,16 @@ class JournalFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines, secrets hidden."""
-        priority = next(number for level, number in _PRIORITIES if record.levelno >= level)
+        priority = priority_of(record.levelno)
         return "\n".join(f"<{priority}>{line}" for line in _text(self, record).splitlines())
+
+
+class RedactingFormatter(logging.Formatter):
+    """Any format, secrets hidden."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines."""
+        return redact(super().format(record))
 
 
 class RepeatFilter(logging.Filter):
@@ -70,7 +78,9 @@ class RepeatFilter(logging.Filter):
         self._seen: dict[tuple[str, int, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Decide on one message."""
+        """Decide on one message. What tells an event passes: each of them has happened."""
+        if hasattr(record, "event"):
+            return True
         key = (record.name, record.levelno, record.getMessage())
         now = self._clock()
         since, count = self._seen.pop(key, (now, 0))
@@ -82,6 +92,11 @@ class RepeatFilter(logging.Filter):
         if len(self._seen) > MAX_REMEMBERED:
             del self._seen[next(iter(self._seen))]
         return count < BURST
+
+
+def priority_of(level: int) -> int:
+    """Return the syslog priority of a level of `logging`."""
+    return next(number for least, number in _PRIORITIES if level >= least)
 
 
 def setup_logging(level: str = "info", *, journal: bool | None = None, stream: TextIO | None = None) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from amlmount.errors import AmlmountError, BusyError, ConfigError
+from amlmount.journal import JournalHandler
+from amlmount.log import RedactingFormatter, leads_to_journal
 
 LOG_BYTES = 1 << 20
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -148,13 +150,16 @@ def log_path(state_dir: str) -> str:
 
 
 def start_logging(to_file: str | None, *, verbose: bool) -> None:
-    """Log to a bounded private file, or to standard error."""
+    """Log to a bounded private file, or to standard error; where that is systemd's journal, with its fields."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    if to_file is not None:
+    if to_file is None and leads_to_journal(sys.stderr):
+        handler = JournalHandler()
+    elif to_file is not None:
         os.makedirs(os.path.dirname(to_file), mode=0o700, exist_ok=True)
         os.close(os.open(to_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
         handler = logging.handlers.RotatingFileHandler(to_file, maxBytes=LOG_BYTES, backupCount=1)
-    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    if not isinstance(handler, JournalHandler):
+        handler.setFormatter(RedactingFormatter(LOG_FORMAT))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)

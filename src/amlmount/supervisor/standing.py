@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from amlmount.journal import about
 from amlmount.states import Action, Event, MountStatus, transition
 from amlmount.supervisor.surroundings import Surroundings
 from amlmount.supervisor.telling import events_of
@@ -63,7 +64,8 @@ class Standing:
         raise NotImplementedError
 
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> "asyncio.Task[None]":
-        self._work = asyncio.create_task(_after(self._work, work), name=f"mount {self.status.name}")
+        with about(self.status.name):  # a task takes along what it is about
+            self._work = asyncio.create_task(_after(self._work, work), name=f"mount {self.status.name}")
         return self._work
 
     def _announce(self, before: MountStatus, event: Event) -> None:

@@ -15,6 +15,7 @@ def main() -> None:
     except (IndexError, ValueError, OSError):
         sys.exit("amlmount.worker is started by amlmount itself; to mount something, use 'amlmount up'")
     os.set_inheritable(sock.fileno(), False)
+    os.environ.pop("JOURNAL_STREAM", None)  # our starter's, perhaps; this worker has a log of its own
     sys.exit(run(Channel(sock)))
 
 

@@ -14,6 +14,7 @@ import socket
 import sys
 from typing import NoReturn
 
+from amlmount.log import leads_to_journal
 from amlmount.worker.channel import Channel, Message
 
 FORK, FORKED, EXITED = "fork", "forked", "exited"
@@ -26,6 +27,8 @@ def main() -> None:
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     os.set_inheritable(channel.fileno(), False)
     os.chdir("/")
+    if not leads_to_journal(sys.stderr):  # the variable is somebody else's, left over in the environment
+        os.environ.pop("JOURNAL_STREAM", None)
     _load([])
     waker, wakened = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)

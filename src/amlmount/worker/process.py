@@ -12,6 +12,9 @@ import resource
 import signal
 import sys
 
+from amlmount.journal import JournalHandler
+from amlmount.log import RedactingFormatter
+
 PR_SET_NAME = 15  # include/uapi/linux/prctl.h
 MAX_LOG_BYTES = 1 << 20
 KEPT_LOG_BYTES = 1 << 18
@@ -60,9 +63,12 @@ class BoundedLog(logging.StreamHandler):  # type: ignore[type-arg]
         os.write(STDERR_FD, kept.partition(b"\n")[2])
 
 
-def log_to_stderr(verbose: bool) -> None:
-    """Send all logging to the bounded stderr."""
-    handler = BoundedLog()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+def log_to_stderr(mount: str, verbose: bool) -> None:
+    """Send all logging to the bounded stderr, and warnings to the journal too if the daemon logs there."""
+    handlers: list[logging.Handler] = [BoundedLog()]
+    handlers[0].setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    if "JOURNAL_STREAM" in os.environ:
+        handlers.append(JournalHandler(mount=mount))
+        handlers[1].setLevel(logging.WARNING)
     faulthandler.enable()  # SIGABRT, which a hung worker gets first, writes down where each thread is
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=handlers, force=True)

@@ -21,6 +21,7 @@ from amlmount.worker.answering import adapter_for, take_up_writing
 from amlmount.worker.channel import Channel
 from amlmount.worker.controls import Controls, controls_for
 from amlmount.worker.estate import Estate, take_possession
+from amlmount.worker.health import health_question
 from amlmount.worker.late_cache import await_cache
 from amlmount.worker.orders import ERROR, NEGOTIATED, READY, SERVING, START, StartOrder
 from amlmount.worker.process import log_to_stderr, settle
@@ -40,7 +41,7 @@ def run(channel: Channel) -> int:
         return 0
     order = StartOrder.from_json(message.body)
     settle(order.spec.name)
-    log_to_stderr(order.verbose)
+    log_to_stderr(order.spec.name, order.verbose)
     try:
         return Worker(channel, order, message.descriptors[0] if order.tied else None).run()
     except Exception as error:
@@ -106,6 +107,7 @@ class Worker:
             log.info("serving %s in the place of a worker that died", self._spec.target)
             self._tell({"op": SERVING})
         self._controls = controls_for(files, notifier, self._tell)
+        self._controls.learn({"health": health_question(session, files)})
         await_cache(files, self._spec, self._controls)
         log.info("ended: %s", session.run().value)
 
