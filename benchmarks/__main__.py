@@ -1,6 +1,6 @@
 """Run the benchmarks and print the README's table: `python -m benchmarks [--trials N] [--json FILE]`.
 
-`python -m benchmarks reading` measures reading from the network, with peers: see benchmarks/reading.py.
+`python -m benchmarks reading` and `python -m benchmarks writing` work against a store on a network, beside peers.
 """
 
 import argparse
@@ -28,6 +28,10 @@ def lines(folder: Path, trials: int) -> Iterator[Line]:
 
 def main() -> None:
     """Print the table as it grows; exit 1 if a target is missed."""
+    if sys.argv[1:2] == ["writing"]:
+        from benchmarks import writing
+
+        sys.exit(writing.main(sys.argv[2:]))
     if sys.argv[1:2] == ["reading"]:
         from benchmarks import reading
 

@@ -46,7 +46,7 @@ class Mounted:
 class Place:
     """Where a peer is to mount: the store, a folder of its own, the container's content on the disk, its CPUs.
 
-    `is_overlay`: the cache is on an overlayfs.
+    `is_overlay`: the cache is on an overlayfs. `is_writable`: it is for writing.
     """
 
     store: Stub
@@ -55,6 +55,7 @@ class Place:
     profile: str
     placement: Sequence[str] = ()
     is_overlay: bool = False
+    is_writable: bool = False
 
     @property
     def target(self) -> Path:
@@ -85,12 +86,13 @@ class Amlmount:
     """The whole of it, as a user has it: a configuration, `amlmount up`, the Python engine, `amlmount down`."""
 
     name: str = "amlmount"
+    durability: str = "store"
 
     @contextmanager
     def mounted(self, place: Place) -> Iterator[Mounted]:
         """See Peer."""
         with tempfile.TemporaryDirectory(prefix="amb-") as world:  # a socket's path may have 107 bytes
-            environment = _own_world(Path(world), place)
+            environment = _own_world(Path(world), place, self.durability)
             _amlmount(environment, "up", placement=place.placement)
             try:
                 (shown,) = json.loads(_amlmount(environment, "ps", "-o", "json"))
@@ -99,9 +101,16 @@ class Amlmount:
                 _amlmount(environment, "down")
 
 
-def _own_world(world: Path, place: Place) -> dict[str, str]:
+def _own_world(world: Path, place: Place, durability: str) -> dict[str, str]:
     """Write a configuration, and return an environment in which commands see it and no other daemon."""
-    mount = {"target": str(place.target), "source": "data", "engine": "python", "profile": place.profile}
+    mount: dict[str, object] = {
+        "target": str(place.target),
+        "source": "data",
+        "engine": "python",
+        "profile": place.profile,
+    }
+    if place.is_writable:
+        mount |= {"read_only": False, "durability": durability, "state_dir": str(place.folder / "state")}
     config = {
         "stores": {"data": client.definition(place.store.endpoint)},
         "mounts": {"data": mount},
@@ -133,7 +142,8 @@ class Rclone:
     def mounted(self, place: Place) -> Iterator[Mounted]:
         """See Peer."""
         remote = f":azureblob,account={ACCOUNT},key='{ANY_KEY}',endpoint='{place.store.endpoint}':data"
-        options = ["--read-only", "--vfs-cache-mode", "full", "--cache-dir", str(place.cache)]
+        mode = ["--vfs-cache-mode", "writes"] if place.is_writable else ["--read-only", "--vfs-cache-mode", "full"]
+        options = [*mode, "--cache-dir", str(place.cache)]
         options += ["--dir-cache-time", "1h", "--attr-timeout", "1h", "--config", str(place.folder / "rclone.conf")]
         (place.folder / "rclone.conf").touch()
         with serving([str(self.program), "mount", remote, str(place.target), *options], place) as mounted:
@@ -158,7 +168,9 @@ class Blobfuse2:
         path = place.folder / "blobfuse2.yaml"
         path.write_text(yaml.safe_dump(blobfuse2_config(self.cache, place), sort_keys=False))
         words = ["mount", str(place.target), f"--config-file={path}", "--disable-version-check=true"]
-        with serving([str(self.program), *words, "--foreground=true", "-o", "ro"], place) as mounted:
+        with serving(
+            [str(self.program), *words, "--foreground=true", *([] if place.is_writable else ["-o", "ro"])], place
+        ) as mounted:
             yield mounted
 
 

@@ -11,7 +11,6 @@ from benchmarks.criteria import CRITERIA, lines
 from benchmarks.sampling import CLIENT_NAME, DISK, OURS, OWN_CLIENT_NAME, Sample
 
 PEERS = (OURS, "rclone", "blobfuse2 file_cache", "blobfuse2 block_cache", CLIENT_NAME, OWN_CLIENT_NAME, DISK)
-BEGIN, END = "<!-- reading: begin -->", "<!-- reading: end -->"
 COST_WORKS = ("first epoch", "1 GiB, first")
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -35,15 +34,15 @@ def verdicts(samples: Sequence[Sample]) -> Iterator[str]:
         yield f"\nNot in this run: {'; '.join(absent)}."
 
 
-def seconds_table(samples: Sequence[Sample]) -> Iterator[str]:
+def seconds_table(samples: Sequence[Sample], peers: Sequence[str] = PEERS) -> Iterator[str]:
     """Return medians of seconds, with requests to the store in brackets (the client's are of all its tries, so not).
 
     A star marks fewer trials than ours had.
     """
-    yield f"| seconds (requests) | {' | '.join(PEERS)} |"
-    yield "|---" * (len(PEERS) + 1) + "|"
+    yield f"| seconds (requests) | {' | '.join(peers)} |"
+    yield "|---" * (len(peers) + 1) + "|"
     for work in dict.fromkeys(sample.work for sample in samples):
-        yield f"| {work} | {' | '.join(_cell(samples, work, peer) for peer in PEERS)} |"
+        yield f"| {work} | {' | '.join(_cell(samples, work, peer) for peer in peers)} |"
 
 
 def _cell(samples: Sequence[Sample], work: str, peer: str) -> str:
@@ -60,12 +59,14 @@ def _rounded(seconds: float) -> str:
     return f"{seconds:.1f}" if seconds >= 10 else f"{seconds:.2f}" if seconds >= 1 else f"{seconds:.4f}"
 
 
-def cost_table(samples: Sequence[Sample]) -> Iterator[str]:
+def cost_table(
+    samples: Sequence[Sample], works: Sequence[str] = COST_WORKS, peers: Sequence[str] = PEERS
+) -> Iterator[str]:
     """Return CPU time and memory of those who read everything: of the file system, and of reader and kernel."""
     yield "| work | peer | CPU s (file system) | CPU s (reader, in the kernel too) | CPU s per GiB | peak memory MiB |"
     yield "|---|---|---|---|---|---|"
-    for work in COST_WORKS:
-        for peer in PEERS:
+    for work in works:
+        for peer in peers:
             if found := of(samples, work, peer):
                 yield _cost_row(work, peer, found)
 
@@ -100,10 +101,11 @@ def median(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float
     return statistics.median(value(sample) for sample in samples)
 
 
-def put_between_marks(document: Path, text: str) -> None:
+def put_between_marks(document: Path, text: str, name: str = "reading") -> None:
     """Replace what stands between the marks of a document. Raises ValueError if they are not there."""
-    before, begin, rest = document.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    opening, closing = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, begin, rest = document.read_text().partition(opening)
+    _, end, after = rest.partition(closing)
     if not begin or not end:
-        raise ValueError(f"cannot find {BEGIN} and {END} in {document}")
-    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        raise ValueError(f"cannot find {opening} and {closing} in {document}")
+    document.write_text(f"{before}{opening}\n{text}\n{closing}{after}")

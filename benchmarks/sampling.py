@@ -63,6 +63,7 @@ class Sample:
     repeat: int = 0
     error: str = ""
     tried: str = ""
+    sent_bytes: int = 0
 
 
 def sample_mount(peer: Peer, place: Place, steps: Sequence[Step], trial: int) -> list[Sample]:
@@ -70,7 +71,7 @@ def sample_mount(peer: Peer, place: Place, steps: Sequence[Step], trial: int) ->
 
     A step that fails ends it; its sample has the error.
     """
-    _prepare(place)
+    prepare_place(place)
     drop_caches()
     found: list[Sample] = []
     now = steps[0]
@@ -81,11 +82,12 @@ def sample_mount(peer: Peer, place: Place, steps: Sequence[Step], trial: int) ->
     except PeerFailed as error:
         found.append(Sample(now.work, peer.name, trial, cold=now.cold, error=" ".join(str(error).split())[:300]))
     finally:
-        _remove(place)
+        remove_place(place)
     return found
 
 
-def _prepare(place: Place) -> None:
+def prepare_place(place: Place) -> None:
+    """Make the folders a peer needs."""
     layers = [place.folder / name for name in ("lower", "upper", "work")]
     for folder in (place.target, place.cache, *layers):
         folder.mkdir(parents=True, mode=0o700)
@@ -94,7 +96,8 @@ def _prepare(place: Place) -> None:
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(place.cache)], check=True)
 
 
-def _remove(place: Place) -> None:
+def remove_place(place: Place) -> None:
+    """Unmount and remove what a peer may have left."""
     for point in {str(place.target), str(place.cache)} & mount_points():
         subprocess.run(["umount", "-l", point], check=True, timeout=STEP_TIMEOUT_S)
     shutil.rmtree(place.folder)

@@ -26,6 +26,7 @@ class Served:
 
     requests: dict[str, int]
     read_bytes: int
+    sent_bytes: int = 0
 
     @property
     def total(self) -> int:
@@ -50,7 +51,8 @@ class Stub:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/__stats", timeout=30) as reply:
             counts = json.load(reply)
         requests = {operation: int(count["requests"]) for operation, count in counts.items()}
-        return Served(requests, int(counts.get("get", {}).get("bytes", 0)))
+        sent = sum(int(counts.get(operation, {}).get("bytes", 0)) for operation in ("put", "put block"))
+        return Served(requests, int(counts.get("get", {}).get("bytes", 0)), sent)
 
 
 def build_stub() -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import criteria, plan, reading, record, report
+from benchmarks import criteria, plan, reading, record, report, writing
 from benchmarks.criteria import Criterion, judge
 from benchmarks.pairs import READER
 from benchmarks.peers import PeerFailed, Place, blobfuse2_config
@@ -106,9 +106,9 @@ def test_tables() -> None:
 
 def test_tables_go_between_the_marks_of_a_document(tmp_path: Path) -> None:
     document = tmp_path / "performance.md"
-    document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    document.write_text("before\n<!-- reading: begin -->\nold\n<!-- reading: end -->\nafter\n")
     report.put_between_marks(document, "new")
-    assert document.read_text() == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+    assert document.read_text() == "before\n<!-- reading: begin -->\nnew\n<!-- reading: end -->\nafter\n"
     document.write_text("nothing")
     with pytest.raises(ValueError, match="cannot find"):
         report.put_between_marks(document, "new")
@@ -182,3 +182,26 @@ def test_help_of_the_command() -> None:
     argv = [sys.executable, "-m", "benchmarks", "reading", "--help"]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True, timeout=60)
     assert "--peer-trials" in done.stdout
+
+
+@pytest.mark.parametrize(("work", "amount", "written"), [("large", 3 << 20, 3 << 20), ("small", 4, 4 * (10 << 10))])
+def test_writers_write_what_they_say(tmp_path: Path, work: str, amount: int, written: int) -> None:
+    done = run_report([sys.executable, str(writing.WRITER), work, str(tmp_path / "x"), str(amount), "--sync"])
+    top = tmp_path / "x"
+    files = list(top.iterdir()) if top.is_dir() else [top]
+    assert done["bytes"] == written == sum(len(file.read_bytes()) for file in files)
+    if work == "large":
+        before = top.read_bytes()
+        run_report([sys.executable, str(writing.WRITER), "edit", str(top), str(amount)])
+        changed = [at for at, (a, b) in enumerate(zip(before, top.read_bytes(), strict=True)) if a != b]
+        assert 0 < changed[-1] - changed[0] < writing.EDIT_BYTES
+
+
+def test_the_table_of_writing_judges_both_durabilities() -> None:
+    ours = Sample(writing.SMALL, "amlmount", 0, 4.0, 100 * (10 << 10), requests=110)
+    samples = [ours, replace(ours, peer="disk", seconds=1.0), replace(ours, peer=writing.JOURNAL, seconds=1.5)]
+    rows = {line.name: line for line in writing.lines(samples)}
+    assert rows["1,000 files of 10 KiB, `durability: store`, requests a file"].ratios == (1.1,)
+    in_journal = rows[writing.IN_JOURNAL.name]
+    assert in_journal.holds and in_journal.ratios == (1 / 1.5,)
+    assert writing.JOURNAL in writing.markdown(Record("here", (), samples))

@@ -28,24 +28,29 @@ func makePattern() []byte {
 	return made
 }
 
-// A blob holds its bytes, or (data nil) computes them: byte o is pattern[(o + seed) mod 1 MiB].
+// A blob holds its bytes as blocks, or (none) computes them: byte o is pattern[(o + seed) mod 1 MiB].
 type blob struct {
 	size     int64
 	seed     uint64
-	data     []byte
 	etag     string
 	modified time.Time
 	blocks   []block
+	metadata map[string]string
 }
 
 type block struct {
-	id   string
-	data []byte
+	id    string
+	start int64
+	data  []byte
 }
 
 func (b *blob) read(into []byte, offset int64) {
-	if b.data != nil {
-		copy(into, b.data[offset:])
+	if b.blocks != nil {
+		at := sort.Search(len(b.blocks), func(i int) bool { return b.blocks[i].start > offset }) - 1
+		for ; len(into) > 0 && at < len(b.blocks); at++ {
+			n := copy(into, b.blocks[at].data[offset-b.blocks[at].start:])
+			into, offset = into[n:], offset+int64(n)
+		}
 		return
 	}
 	for len(into) > 0 {
@@ -176,8 +181,12 @@ func (c *container) writeEntry(out *strings.Builder, name string) {
 	}
 	fmt.Fprintf(out, "<Blob><Name>%s</Name><Properties><Last-Modified>%s</Last-Modified><Etag>%s</Etag>"+
 		"<Content-Length>%d</Content-Length><Content-Type>application/octet-stream</Content-Type>"+
-		"<BlobType>BlockBlob</BlobType></Properties></Blob>",
+		"<BlobType>BlockBlob</BlobType></Properties><Metadata>",
 		escaped(name), b.modified.Format(http.TimeFormat), b.etag, b.size)
+	for key, value := range b.metadata {
+		fmt.Fprintf(out, "<%s>%s</%s>", key, escaped(value), key)
+	}
+	out.WriteString("</Metadata></Blob>")
 }
 
 func escaped(text string) string {

@@ -76,6 +76,19 @@ func describe(w http.ResponseWriter, b *blob) {
 	w.Header().Set("ETag", `"`+b.etag+`"`)
 	w.Header().Set("Last-Modified", b.modified.Format(http.TimeFormat))
 	w.Header().Set("x-ms-blob-type", "BlockBlob")
+	for key, value := range b.metadata {
+		w.Header().Set("x-ms-meta-"+key, value)
+	}
+}
+
+func metadataOf(r *http.Request) map[string]string {
+	found := map[string]string{}
+	for key, values := range r.Header {
+		if name, is := strings.CutPrefix(strings.ToLower(key), "x-ms-meta-"); is {
+			found[name] = values[0]
+		}
+	}
+	return found
 }
 
 func (s *server) get(w http.ResponseWriter, r *http.Request, c *container, name string) {
@@ -161,10 +174,8 @@ func (s *server) put(w http.ResponseWriter, r *http.Request, c *container, name 
 	if !mayReplace(w, r, c.find(name)) {
 		return
 	}
-	if data == nil {
-		data = []byte{}
-	}
-	describe(w, c.store(name, &blob{size: int64(len(data)), data: data}))
+	one := []block{{data: data}}
+	describe(w, c.store(name, &blob{size: int64(len(data)), blocks: one, metadata: metadataOf(r)}))
 	w.WriteHeader(201)
 }
 
@@ -214,6 +225,7 @@ func (s *server) putBlockList(w http.ResponseWriter, r *http.Request, c *contain
 		fail(w, 400, "InvalidBlockList")
 		return
 	}
+	made.metadata = metadataOf(r)
 	describe(w, c.store(name, made))
 	w.WriteHeader(201)
 }
@@ -227,7 +239,7 @@ func (c *container) assemble(name string, present *blob, wanted blockList) (*blo
 			known[b.id] = b.data
 		}
 	}
-	made := &blob{data: []byte{}}
+	made := &blob{blocks: []block{}}
 	for _, item := range wanted.Items {
 		data, ok := known[item.ID]
 		if staged, is := c.staged[name][item.ID]; is && item.XMLName.Local != "Committed" {
@@ -236,10 +248,9 @@ func (c *container) assemble(name string, present *blob, wanted blockList) (*blo
 		if !ok {
 			return nil, false
 		}
-		made.blocks = append(made.blocks, block{item.ID, data})
-		made.data = append(made.data, data...)
+		made.blocks = append(made.blocks, block{item.ID, made.size, data})
+		made.size += int64(len(data))
 	}
-	made.size = int64(len(made.data))
 	delete(c.staged, name)
 	return made, true
 }
@@ -254,6 +265,9 @@ func (c *container) writeBlockList(w http.ResponseWriter, name string) {
 	w.Header().Set("Content-Type", "application/xml")
 	fmt.Fprint(w, `<?xml version="1.0" encoding="utf-8"?><BlockList><CommittedBlocks>`)
 	for _, one := range b.blocks {
+		if one.id == "" {
+			continue
+		}
 		fmt.Fprintf(w, "<Block><Name>%s</Name><Size>%d</Size></Block>", escaped(one.id), len(one.data))
 	}
 	fmt.Fprint(w, "</CommittedBlocks><UncommittedBlocks></UncommittedBlocks></BlockList>")
