@@ -99,18 +99,17 @@ def test_a_busy_mount_stays_and_its_holders_are_named(pair: Pair) -> None:
 
 
 def test_ctrl_c_takes_back_what_is_on_its_way_and_leaves_what_is_done(pair: Pair) -> None:
-    pair.world.cli("up", "red")
-    [red] = pair.workers()
-    call = pair.start("up")
-    [blue] = poll(lambda: [pid for pid in pair.workers() if pid != red], "no second worker")
-    pair.kill(blue, signal.SIGSTOP)
-    poll(lambda: pair.state("blue") == "mounting", "not mounting")
-    call.send_signal(signal.SIGINT)
-    _, talk = call.communicate(timeout=30)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        pair.world.write_config(slow_beside_red(pair, silent))
+        pair.world.cli("up", "red")
+        with pair.start("up") as call:
+            poll(lambda: pair.state("slow") == "mounting", "not mounting")
+            call.send_signal(signal.SIGINT)
+            _, talk = call.communicate(timeout=30)
     assert call.returncode == 130 and "interrupted" in talk and "Traceback" not in talk
     assert [(m["name"], m["state"]) for m in pair.world.cli_json("ps", "-a")] == [
         ("red", "mounted"),
-        ("blue", "unmounted"),
+        ("slow", "unmounted"),
     ]
     assert pair.world.cli("down").returncode == 0
     pair.assert_as_before()
@@ -152,11 +151,13 @@ def test_up_and_down_in_turns_never_miss_each_other(pair: Pair) -> None:
 
 
 def test_a_worker_that_dies_while_mounting(pair: Pair) -> None:
-    call = pair.start("up", "red")
-    [worker] = poll(pair.workers, "no worker")
-    pair.kill(worker)
-    _, talk = call.communicate(timeout=30)
-    assert call.returncode == 1 and "error: cannot mount 'red'" in talk and "SIGKILL" in talk
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        pair.world.write_config(slow_beside_red(pair, silent))
+        with pair.start("up", "slow") as call:
+            [worker] = poll(pair.workers, "no worker")
+            pair.kill(worker)
+            _, talk = call.communicate(timeout=30)
+    assert call.returncode == 1 and "error: cannot mount 'slow'" in talk and "SIGKILL" in talk
     pair.assert_as_before()
 
 
@@ -197,15 +198,15 @@ def test_down_after_the_daemon_was_killed(pair: Pair) -> None:
 
 
 def test_a_daemon_killed_while_mounting_leaves_nothing_that_hinders(pair: Pair) -> None:
-    call = pair.start("up", "red")
-    [worker] = poll(pair.workers, "no worker")
-    pair.kill(worker, signal.SIGSTOP)
-    poll(lambda: pair.state("red") == "mounting", "not mounting")
-    pair.kill(pair.daemon())
-    _, talk = call.communicate(timeout=30)
-    assert call.returncode == 4 and "error: cannot finish the request: the daemon" in talk
-    pair.kill(worker, signal.SIGCONT)
-    assert pair.world.cli("up", "red").returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        pair.world.write_config(slow_beside_red(pair, silent))
+        with pair.start("up", "slow") as call:
+            poll(lambda: pair.world.cli_json("ps") and pair.state("slow") == "mounting", "not mounting")
+            pair.kill(pair.daemon())
+            _, talk = call.communicate(timeout=30)
+        assert call.returncode == 4 and "error: cannot finish the request: the daemon" in talk
+        assert pair.world.cli("up", "red").returncode == 0
+        assert pair.read("red") == "red"
     pair.world.cli("down")
     pair.assert_as_before()
 
@@ -229,6 +230,15 @@ stores:
 mounts:
   slow: {{target: {root}/mnt/slow, source: slow, engine: python}}
 """
+
+
+def slow_beside_red(pair: Pair, silent: socket.socket) -> str:
+    """Configure `red`, and `slow`, whose store takes the connection and never answers."""
+    slow = SLOW.format(port=silent.getsockname()[1], root=pair.world.root)
+    red = f"  red: {{target: {pair.target('red')}, source: red}}\n"
+    return slow.replace("stores:\n", "stores:\n  red: {type: local, path: ./red}\n").replace(
+        "mounts:\n", f"mounts:\n{red}"
+    )
 
 
 def test_timeout(pair: Pair) -> None:
