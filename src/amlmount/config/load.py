@@ -20,6 +20,7 @@ from amlmount.errors import ConfigError
 
 SYSTEM_FOLDER = Path("/etc/amlmount")
 FILE_NAME = "amlmount.yaml"
+PARTS = "conf.d"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,17 @@ def config_files(
             hint=f"`amlmount --config {named} init` writes one to start from",
         )
     return _in_folder(named) if named.is_dir() else [named]
+
+
+def config_folders(
+    explicit: Path | None, env: Mapping[str, str] = os.environ, *, system: bool | None = None
+) -> list[Path]:
+    """Return the directories in which files of the configuration can come and go, whether they are there or not."""
+    named = _named(explicit, env)
+    if named is not None and not named.is_dir():
+        return [named.parent]
+    folder = named or config_folder(system=system, env=env)
+    return [folder, folder / PARTS]
 
 
 def main_file(explicit: Path | None, env: Mapping[str, str] = os.environ, *, system: bool | None = None) -> Path:
@@ -132,7 +144,7 @@ def _named(explicit: Path | None, env: Mapping[str, str]) -> Path | None:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    parts_folder = folder / "conf.d"
+    parts_folder = folder / PARTS
     main = [folder / FILE_NAME] if FILE_NAME in _names(folder) else []
     return main + [parts_folder / name for name in sorted(_names(parts_folder)) if _is_part(name)]
 
