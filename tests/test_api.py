@@ -15,9 +15,10 @@ import pytest
 
 from amlmount.api import ApiServer
 from amlmount.client import DaemonClient
+from amlmount.config.models import HealthConfig
 from amlmount.errors import ConfigError, DaemonUnreachableError, NetworkError, NotFoundError, UsageError
 from amlmount.states import MountState, MountStatus
-from amlmount.supervisor import RecordStore, Supervisor
+from amlmount.supervisor import HealthKeeper, RecordStore, Supervisor
 from fake_engine import FakeWorld, spec_named
 from sandbox import Sandbox
 
@@ -35,6 +36,10 @@ class FakeService:
     @property
     def supervisor(self) -> Supervisor:
         return self.world.supervisor
+
+    @property
+    def health(self) -> HealthKeeper:
+        return HealthKeeper(self.world.supervisor, HealthConfig)
 
     def describe(self) -> dict[str, Any]:
         return {"version": "0", "pid": os.getpid(), "config": None, "auto": False, "ending": False}

@@ -368,7 +368,8 @@ def test_ps_survives_a_pipe_and_colours_a_terminal(pair: Pair) -> None:
     pair.world.cli("up", "red")
     piped = pair.world.cli("ps", "-a").stdout
     assert "\x1b" not in piped
-    assert piped.splitlines()[0].split() == ["NAME", "STATE", "SINCE", "ENGINE", "PID", "TARGET", "SOURCE", "NOTE"]
+    header = ["NAME", "STATE", "HEALTH", "SINCE", "ENGINE", "PID", "TARGET", "SOURCE", "NOTE"]
+    assert piped.splitlines()[0].split() == header
     assert piped.splitlines()[2].split()[:5] == ["blue", "unmounted", "-", "-", "-"]
     assert "\x1b[32mmounted" in on_terminal(pair, "ps")
     assert "\x1b" not in on_terminal(pair, "--no-color", "ps")

@@ -79,6 +79,12 @@ class DaemonClient:
         body = {"name": name, "what": what, "how": how, "timeout_s": timeout_s}
         return self._call("POST", "/v1/cache", body, timeout_s + ANSWER_TIMEOUT_S)
 
+    def check(self, names: Sequence[str] | None, *, rw: bool, timeout_s: float) -> list[MountStatus]:
+        """Have the daemon look at everything of these mounts (None: all that are wanted) now. Raises NotFoundError."""
+        body = {"names": names, "rw": rw, "timeout_s": timeout_s}
+        mounts = self._call("POST", "/v1/check", body, 3 * timeout_s + ANSWER_TIMEOUT_S)["mounts"]
+        return [MountStatus.from_json(data) for data in mounts]
+
     def ask_writing(self, name: str, what: str, how: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
         """Return a mount's answer about what is not in the store yet (`worker.writing`)."""
         body = {"name": name, "what": what, "how": how, "timeout_s": timeout_s}

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amlmount.errors import AmlmountError, UsageError
 from amlmount.states import MountStatus, Outcome
-from amlmount.supervisor import Supervisor
+from amlmount.supervisor import HealthKeeper, Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,11 @@ class Service(Protocol):
     @property
     def supervisor(self) -> Supervisor:
         """The mounts."""
+        ...
+
+    @property
+    def health(self) -> HealthKeeper:
+        """Who looks whether all is well with them."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -111,6 +116,12 @@ class CacheRequest(_Request):
     how: dict[str, Any] = Field(default_factory=dict)
 
 
+class CheckRequest(_Request):
+    """Body of `check`; `names` null means all that are wanted. `rw`: write a file through each that can be written."""
+
+    rw: bool = False
+
+
 class WritingRequest(_Request):
     """Body of `writing`: a question of `worker.writing` to one mount."""
 
@@ -132,6 +143,7 @@ def make_app(service: Service) -> web.Application:
             web.post("/v1/refresh", _refresh),
             web.post("/v1/cache", _cache),
             web.post("/v1/writing", _writing),
+            web.post("/v1/check", _check),
             web.post("/v1/reload", _reload),
             web.post("/v1/restart", _restart),
             web.post("/v1/handover", _handover),
@@ -230,6 +242,13 @@ async def _writing(request: web.Request) -> web.Response:
     service, body = request.app[SERVICE], await _read_body(request, WritingRequest)
     with service.busy():
         return web.json_response(await service.supervisor.ask(body.name, body.what, body.how, timeout_s=body.timeout_s))
+
+
+async def _check(request: web.Request) -> web.Response:
+    service, body = request.app[SERVICE], await _read_body(request, CheckRequest)
+    with service.busy():
+        found = await service.health.check(body.names, rw=body.rw, timeout_s=body.timeout_s)
+        return web.json_response({"mounts": [status.to_json() for status in found]})
 
 
 async def _shutdown(request: web.Request) -> web.Response:

@@ -14,6 +14,7 @@ import typer
 from amlmount.cli import (
     cache_commands,
     change_commands,
+    check_command,
     config_commands,
     daemon_commands,
     doctor_commands,
@@ -85,6 +86,7 @@ app.command()(change_commands.reload)
 app.command()(change_commands.restart)
 app.command()(refresh_command.refresh)
 app.command()(flush_command.flush)
+app.command()(check_command.check)
 app.command()(daemon_commands.daemon)
 app.command()(daemon_commands.completion)
 

@@ -66,7 +66,7 @@ def drain_before_down(client: "DaemonClient", names: list[str] | None, timeout_s
     from amlmount.errors import AmlmountError, BusyError
 
     for status in client.status(names):
-        if status.state != "mounted" or status.read_only or status.engine != "python":
+        if status.state not in ("mounted", "degraded") or status.read_only or status.engine != "python":
             continue
         try:
             found = drain(client, status.name, timeout_s, talk)

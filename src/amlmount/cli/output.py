@@ -91,7 +91,7 @@ def print_mounts(console: Console, mounts: "Sequence[MountStatus]", form: Format
     if form is not Format.TABLE:
         print_objects([status.to_json() for status in mounts], form)
         return
-    header = ("NAME", "STATE", "SINCE", "ENGINE", "PID", "TARGET", "SOURCE", "NOTE")
+    header = ("NAME", "STATE", "HEALTH", "SINCE", "ENGINE", "PID", "TARGET", "SOURCE", "NOTE")
     print_table(console, header, [_row(status) for status in mounts], state_column=1)
 
 
@@ -121,7 +121,7 @@ def raise_for(outcome: "Outcome", verb: str) -> None:
 
 
 def _row(status: "MountStatus") -> tuple[str, ...]:
-    from amlmount.states import SERVING, MountState
+    from amlmount.states import SERVING, MountState, health_of
 
     down = status.state is MountState.UNMOUNTED
     trouble = status.last_error.message if status.last_error and status.state not in SERVING else None
@@ -130,6 +130,7 @@ def _row(status: "MountStatus") -> tuple[str, ...]:
     return (
         status.name,
         status.state.value,
+        health_of(status.conditions),
         "-" if down or not status.since else age(time.time() - status.since),
         status.engine or "-" if not down else "-",
         str(status.pid or "-"),

@@ -29,11 +29,12 @@ from amlmount.engines import select_engine
 from amlmount.engines.blobfuse2.places import Places
 from amlmount.engines.forkserver import ForkServer
 from amlmount.errors import AmlmountError, ConfigError, DaemonUnreachableError
-from amlmount.mounts import clear_fronts
+from amlmount.mounts import MountEntry, clear_fronts
 from amlmount.states import MountStatus, Plan
 from amlmount.supervisor import (
     AccountSupervisor,
     CacheKeeper,
+    HealthKeeper,
     KernelHost,
     RecordStore,
     RefreshTimer,
@@ -159,6 +160,7 @@ class _Daemon:
         self._store = open_store(self._runtime_dir)
         self.supervisor = _make_supervisor(options, self._specs(self._config), self._forks, self._store)
         self._caches = CacheKeeper(self.supervisor, lambda: self._config.cache)
+        self.health = HealthKeeper(self.supervisor, lambda: self._config.health)
         self._server = ApiServer(self, str(options.locations.socket))
         self._requests = 0
         self._ending = asyncio.Event()
@@ -176,11 +178,11 @@ class _Daemon:
             undo.callback(clear_fronts, self._runtime_dir)
             clear_fronts(self._runtime_dir)
             self.supervisor.recover(self._store.recall())
-            undo.callback(TableWatch(self.supervisor.look_at).close)
+            undo.callback(TableWatch(self._on_table).close)
             undo.push_async_callback(self._server.close)
             await self._server.open()
             undo.push_async_callback(self._close_mounts)
-            for watcher in (RefreshTimer(self.supervisor), self._caches):
+            for watcher in (RefreshTimer(self.supervisor), self._caches, self.health):
                 self.supervisor.listen(watcher.on_change)
                 undo.callback(watcher.close)
             self.supervisor.listen(self._on_change)
@@ -302,6 +304,10 @@ class _Daemon:
         except AmlmountError as error:
             log.error("%s; going on with the old configuration", error.message)
         notify("READY=1")
+
+    def _on_table(self, table: list[MountEntry]) -> None:
+        self.supervisor.look_at(table)
+        self.health.look_at(table)
 
     def _on_change(self, status: MountStatus) -> None:
         self._check_idle_after(IDLE_S)

@@ -43,6 +43,7 @@ Reply = bytes | memoryview | None
 
 _READ_AGAIN = {errno.EINTR, errno.ENOENT, errno.ECONNRESET}  # ENOENT: the request was interrupted before we had it
 _GONE = {errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM}
+_FAILURES = {errno.EIO, errno.EACCES, errno.ETIMEDOUT, errno.ENOSPC}  # not the caller's fault, and no plain answer
 _FREE_RUNNING = {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY}  # get no reply
 
 
@@ -123,6 +124,7 @@ class Session:
         self._constant_errors = handler.constant_errors
         self._follow_ups = handler.follow_ups
         self.request_counts: dict[int, int] = {}
+        self.failure_count = 0  # of requests that were answered with an error which is nobody's wish
         if negotiated is not None:
             handler.begin(negotiated)
 
@@ -279,6 +281,7 @@ class Session:
         else:
             log.error("opcode %d on node %d failed", request.opcode, request.node_id, exc_info=error)
             number = errno.EIO
+        self.failure_count += number in _FAILURES
         if request.opcode not in _FREE_RUNNING:
             self._reply_error(request.unique, number)
 

@@ -5,6 +5,7 @@ The daemon is its only user; engines, kernel and clock are handed in (`Surroundi
 
 from amlmount.supervisor.accounts import AccountSupervisor
 from amlmount.supervisor.caching import CacheKeeper
+from amlmount.supervisor.health import HealthKeeper
 from amlmount.supervisor.host import Host, KernelHost
 from amlmount.supervisor.owner import MountOwner
 from amlmount.supervisor.records import MadeTarget, MountRecord, RecordStore
@@ -16,6 +17,7 @@ from amlmount.supervisor.watching import TableWatch
 __all__ = [
     "AccountSupervisor",
     "CacheKeeper",
+    "HealthKeeper",
     "Host",
     "KernelHost",
     "MadeTarget",

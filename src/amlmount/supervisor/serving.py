@@ -88,6 +88,11 @@ class ServedMount(Standing):
         return difference(self.spec, self._next_spec) if self._next_spec is not None else []
 
     @property
+    def running(self) -> Running | None:
+        """What serves it, or did last."""
+        return self._running
+
+    @property
     def idle(self) -> bool:
         """Say whether nothing is mounted and nothing is under way."""
         return self._running is None and self._retry is None and not self.is_at_work

@@ -11,9 +11,23 @@ from dataclasses import replace
 from typing import Any
 
 from amlmount.config.spec import MountSpec
+from amlmount.engines.base import Running
 from amlmount.errors import NotFoundError
 from amlmount.mounts import MountEntry
-from amlmount.states import COMING, SERVING, Change, Failure, MountState, MountStatus, Outcome, Plan, Unwanted, Wanted
+from amlmount.states import (
+    COMING,
+    SERVING,
+    Change,
+    Condition,
+    Failure,
+    MountState,
+    MountStatus,
+    Observed,
+    Outcome,
+    Plan,
+    Unwanted,
+    Wanted,
+)
 from amlmount.supervisor.adoption import close, grouped, let_go, spec_in
 from amlmount.supervisor.owner import MountOwner
 from amlmount.supervisor.planning import plan_for
@@ -140,6 +154,16 @@ class Supervisor:
         """Return a mount's answer to a question (`worker.controls`). Raises NotFoundError, AmlmountError."""
         [owner] = self._pick([name])
         return await owner.ask(what, how, timeout_s=timeout_s)
+
+    def running(self) -> list[Running]:
+        """Return what is being served, as its engine describes it."""
+        found = [(owner.status, owner.running) for owner in self._owners.values()]
+        return [one for status, one in found if one is not None and status.state in SERVING and status.pid == one.pid]
+
+    def observe(self, name: str, found: Iterable[Condition]) -> None:
+        """Take in what was found out about a mount; nothing happens if it is not known any more."""
+        if name in self._owners:
+            self._owners[name].tell(Observed(tuple(found)))
 
     def mounted(self) -> list[MountSpec]:
         """Return the specs of the mounts that are being served."""
