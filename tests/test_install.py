@@ -42,10 +42,10 @@ def test_the_command_runs(installed: Path, tmp_path: Path) -> None:
 def test_templates_and_units_are_in_the_wheel(installed: Path, tmp_path: Path) -> None:
     code = (
         "from importlib.resources import files; root = files('amlmount');"
-        "print(*sorted(p.name for d in ('templates', 'units') for p in (root / d).iterdir()))"
+        "print(*sorted(p.name for d in ('templates', 'units', 'units/user') for p in (root / d).iterdir()))"
     )
     shipped = call(installed / "python", "-c", code, cwd=tmp_path).split()
-    ours = {p.name for folder in ("templates", "systemd") for p in (ROOT / folder).iterdir()}
+    ours = {p.name for folder in ("templates", "systemd", "systemd/user") for p in (ROOT / folder).iterdir()}
     assert ours and ours <= set(shipped)
 
 

@@ -318,7 +318,7 @@ def test_the_service_runs_the_program_that_is_installed() -> None:
 
 def test_a_service_that_is_set_up_and_runs_is_left_alone() -> None:
     texts = {
-        paths.UNIT: "amlmount.service",
+        **paths.UNITS,
         paths.SYSUSERS: "amlmount.sysusers.conf",
         paths.TMPFILES: "amlmount.tmpfiles.conf",
         paths.MOUNT_HELPER: "mount.amlmount",

@@ -24,6 +24,7 @@ from amlmount.config.models import Config
 from amlmount.config.resolve import find_daemon_user, resolve_all
 from amlmount.config.spec import MountSpec
 from amlmount.daemon import process
+from amlmount.daemon.watchdog import Watchdog
 from amlmount.descriptors import DescriptorStore, NoStore, open_store
 from amlmount.engines import select_engine
 from amlmount.engines.blobfuse2.places import Places
@@ -190,6 +191,7 @@ class _Daemon:
             log.info("ready: amlmount %s, pid %d, socket %s", amlmount.__version__, os.getpid(), self._socket)
             ready.tell({"ready": os.getpid()})
             notify("READY=1")
+            undo.callback(Watchdog(self.supervisor.status).close)
             await self._ending.wait()
             notify("STOPPING=1")
             log.info("ending")

@@ -22,7 +22,8 @@ UNIT_TEMPLATE = """\
 # {target} as a unit, for `RequiresMountsFor=` and `Requires=` of others. The daemon does the work.
 [Unit]
 Description=amlmount: {name}
-Requires=amlmount.service
+# Not Requires=: restarting the service leaves its mounts as they are, and this unit would unmount it.
+Wants=amlmount.service
 After=amlmount.service network-online.target
 
 [Mount]

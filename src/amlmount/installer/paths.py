@@ -22,6 +22,17 @@ LIMITS = "/etc/security/limits.d/60-amlmount.conf"
 UNIT_NAME = "amlmount.service"
 GROUP = "amlmount"
 UNIT = f"/etc/systemd/system/{UNIT_NAME}"
+MOUNTED = "/etc/systemd/system/amlmount-mounted.service"
+MOUNTED_ONE = "/etc/systemd/system/amlmount-mounted@.service"
+TARGET = "/etc/systemd/system/amlmount.target"
+USER_UNIT = f"/etc/systemd/user/{UNIT_NAME}"
+UNITS = {
+    UNIT: "amlmount.service",
+    MOUNTED: "amlmount-mounted.service",
+    MOUNTED_ONE: "amlmount-mounted@.service",
+    TARGET: "amlmount.target",
+    USER_UNIT: "user/amlmount.service",
+}
 WANTED_BY = f"/etc/systemd/system/multi-user.target.wants/{UNIT_NAME}"
 SYSUSERS = "/etc/sysusers.d/amlmount.conf"
 TMPFILES = "/etc/tmpfiles.d/amlmount.conf"
@@ -41,7 +52,7 @@ FILES = (
     UPDATEDB_CONF,
     SYSCTL,
     LIMITS,
-    UNIT,
+    *UNITS,
     SYSUSERS,
     TMPFILES,
     MOUNT_HELPER,

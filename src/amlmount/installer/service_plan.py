@@ -10,6 +10,13 @@ from amlmount.installer.wanted import Wanted
 
 DIRECTORY_MODES = {paths.CONFIG_DIR: 0o755, paths.STATE_DIR: 0o700, paths.CACHE_DIR: 0o700}
 START_TIMEOUT_S = 150.0
+UNIT_WHYS = {
+    paths.UNIT: "the daemon starts with the system",
+    paths.MOUNTED: "units can wait for all mounts",
+    paths.MOUNTED_ONE: "units can wait for a mount",
+    paths.TARGET: "units can wait for all mounts",
+    paths.USER_UNIT: "a user's own daemon",
+}
 
 
 def plan_service(machine: Machine, wanted: Wanted) -> Plan:
@@ -20,7 +27,7 @@ def plan_service(machine: Machine, wanted: Wanted) -> Plan:
         *_links(machine, wanted),
     ]
     account = _account(machine)
-    changed_unit = any(isinstance(step, WriteFile) and step.path == paths.UNIT for step in steps)
+    changed_unit = any(isinstance(step, WriteFile) and step.path in paths.UNITS for step in steps)
     present = () if steps else ("the service is set up",)
     notes = () if machine.runs_systemd else ("systemd does not run here: the service starts when it does",)
     running = _running(machine, wanted, changed_unit) if machine.runs_systemd else ()
@@ -38,7 +45,7 @@ def _missing_directories(machine: Machine) -> list[tuple[str, int]]:
 
 def _files(machine: Machine, wanted: Wanted) -> list[Step]:
     wanted_files = {
-        paths.UNIT: (shipped("amlmount.service"), "the daemon starts with the system", 0o644),
+        **{path: (shipped(name), UNIT_WHYS[path], 0o644) for path, name in paths.UNITS.items()},
         paths.SYSUSERS: (shipped("amlmount.sysusers.conf"), "the daemon's account", 0o644),
         paths.TMPFILES: (shipped("amlmount.tmpfiles.conf"), "the daemon's directories", 0o644),
         paths.MOUNT_HELPER: (shipped("mount.amlmount"), "mount -t amlmount, fstab and mount units", 0o755),
