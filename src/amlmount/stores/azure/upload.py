@@ -53,7 +53,11 @@ def put_blob(
     deadline = Deadline(client.timing.call_s + len(data) / _MIN_BYTES_PER_S)
     headers = {**headers, **metadata_headers(name, metadata)}
     kept = {key.lower(): value for key, value in metadata.items()} if metadata else NO_METADATA
-    upload = (_Single if len(data) <= MAX_SINGLE_BYTES else _Staged)(client, name, data, attempted)
+    upload: _Single | _Staged
+    if len(data) <= MAX_SINGLE_BYTES:
+        upload = _Single(client, name, data, attempted, metadata_headers(name, metadata))
+    else:
+        upload = _Staged(client, name, data, attempted)
 
     def read(response: Response) -> ObjectInfo:
         return ObjectInfo(name, len(data), *etag_and_mtime(response.headers), kept)
@@ -69,8 +73,10 @@ def put_blob(
 class _Single:
     """One Put Blob. The service checks the MD5 on arrival and keeps it."""
 
-    def __init__(self, client: RestClient, name: str, data: bytes, attempted: Attempted) -> None:
-        self._client, self._data, self._attempted = client, data, attempted
+    def __init__(
+        self, client: RestClient, name: str, data: bytes, attempted: Attempted, described: Mapping[str, str]
+    ) -> None:
+        self._client, self._data, self._attempted, self._described = client, data, attempted, described
         self.path = client.location.blob_path(name)
         self.md5 = hashlib.md5(data, usedforsecurity=False).digest()
 
@@ -80,11 +86,14 @@ class _Single:
         return Request("PUT", self.path, headers={**headers, **own}, body=self._data)
 
     def is_done(self) -> bool:
-        """Say whether this content is there. (Someone else may have written just the same meanwhile.)"""
-        head = Request("HEAD", self.path)
-        return self._client.call(head, self._attempted, lambda reply: reply.headers.get("Content-MD5")) == (
-            b64encode(self.md5).decode()
-        )
+        """Say whether this content is there, described as ours. (Without metadata, anybody may have written it.)"""
+
+        def read(response: Response) -> bool:
+            headers = {key.lower(): value for key, value in response.headers.items()}
+            is_ours = all(headers.get(key) == value for key, value in self._described.items())
+            return is_ours and headers.get("content-md5") == b64encode(self.md5).decode()
+
+        return self._client.call(Request("HEAD", self.path), self._attempted, read)
 
 
 class _Staged:

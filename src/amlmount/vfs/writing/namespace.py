@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 from amlmount.errors import AmlmountError, BlobNotFoundError, BusyError, PreconditionFailedError, UsageError
-from amlmount.stores.base import HasDirectories, WritableStore
+from amlmount.stores.base import HasDirectories, ObjectInfo, WritableStore
 from amlmount.vfs.base import Node, NodeKind
 from amlmount.vfs.errno import as_os_error
 from amlmount.vfs.listing import is_folder_marker
@@ -18,9 +18,11 @@ from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
 from amlmount.vfs.writing.attempts import ONCE, Attempt
 from amlmount.vfs.writing.filesystem import WritableFileSystem
 from amlmount.vfs.writing.livefile import LiveFile, State
+from amlmount.vfs.writing.sending import WRITE_ID
 
 FOLDER = {"hdi_isfolder": "true"}
 SYMLINK = {"is_symlink": "true"}
+MAX_RESERVE = 3  # a name that is taken and then free is asked for again
 MAX_BLOB_NAME = 1024  # characters, "Naming and referencing containers, blobs, and metadata"
 _ERRNO = {UsageError: errno.EINVAL, BusyError: errno.EBUSY}
 
@@ -44,32 +46,35 @@ class Namespace:
         source, blob_name = self.name_below(directory, name)
         files.refuse_if_refused(source)
         attempt.begin()
-        etag = self._reserve(directory, source, blob_name, attempt) if flags & os.O_EXCL else ""
-        return self._make(directory, source, name, blob_name, etag)
+        number = files.ledger.new_id()
+        etag = self._reserve(directory, source, blob_name, number, attempt) if flags & os.O_EXCL else ""
+        return self._make(directory, source, name, blob_name, number, etag)
 
-    def _reserve(self, directory: DirectoryNode, source: Source, blob_name: str, attempt: Attempt) -> str:
-        """Make the empty blob at once: of several machines that try, one succeeds."""
+    def _reserve(self, directory: DirectoryNode, source: Source, blob_name: str, number: int, attempt: Attempt) -> str:
+        """Make the empty blob at once: of several machines that try, one succeeds; by the metadata it knows its own."""
+        store, whose = source.store, f"{self.files.ledger.state_id}-"
+        own = {WRITE_ID: f"{whose}{number:x}-0"} if isinstance(store, WritableStore) and store.keeps_metadata else {}
         try:
-            return source.store.put(blob_name, b"", if_none_match=True).etag
-        except PreconditionFailedError:
-            if attempt.was_begun and (etag := self._empty_blob(source, blob_name)):
-                return etag
-            self.files.expire(directory)
-            raise FileExistsError(errno.EEXIST, "somebody else has just made it") from None
+            for _ in range(MAX_RESERVE):
+                try:
+                    return store.put(blob_name, b"", if_none_match=True, metadata=own).etag
+                except PreconditionFailedError:
+                    present = _head(source, blob_name)
+                if present is not None and attempt.was_begun and _is_reserved(present, whose if own else ""):
+                    return present.etag
+                if present is not None:
+                    break
         except AmlmountError as error:
             raise as_errno(error) from error
+        self.files.expire(directory)
+        raise FileExistsError(errno.EEXIST, "somebody else has just made it")
 
-    def _empty_blob(self, source: Source, blob_name: str) -> str | None:
-        try:
-            info = source.store.head(blob_name)
-        except AmlmountError:
-            return None
-        return None if info.size_bytes else info.etag
-
-    def _make(self, directory: DirectoryNode, source: Source, name: bytes, blob_name: str, etag: str) -> LiveFile:
+    def _make(
+        self, directory: DirectoryNode, source: Source, name: bytes, blob_name: str, number: int, etag: str
+    ) -> LiveFile:
         files = self.files
         state = State(
-            id=files.ledger.new_id(),
+            id=number,
             node_id=files.new_number(),
             ino=files.path_number(directory, name),
             place=files.options.places[source.index],
@@ -301,6 +306,18 @@ class Namespace:
             if not _is_utf8(segment):
                 raise OSError(errno.EILSEQ, "not UTF-8, which a blob's name must be")
         return directory.source, blob_name
+
+
+def _head(source: Source, blob_name: str) -> ObjectInfo | None:
+    try:
+        return source.store.head(blob_name)
+    except BlobNotFoundError:
+        return None
+
+
+def _is_reserved(present: ObjectInfo, whose: str) -> bool:
+    """Say whether a blob may be what a process before us made to have the name."""
+    return not present.size_bytes and present.metadata.get(WRITE_ID, "").startswith(whose)
 
 
 def _is_utf8(segment: str) -> bool:

@@ -171,6 +171,8 @@ class Sender:
                 file.state.dirty.add(0, file.state.size)
                 self._ledger.restate(file)
             return False
+        if present.etag == snapshot.etag:
+            return False  # nobody has changed it: whatever was meant, it is worth asking again
         if snapshot.is_in(present):
             self._stored(file, snapshot, present)
             return True
