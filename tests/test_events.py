@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from amlmount.events import KINDS, Event, EventFile, EventHub, Severity, kinds
+from amlmount.events.reference import with_table
 
 KEY = "A" * 86 + "=="
 
@@ -115,3 +116,10 @@ def test_whom_an_event_concerns() -> None:
 def test_every_kind_says_what_to_do() -> None:
     assert all(kind.name == name and kind.meaning and kind.action for name, kind in KINDS.items())
     assert all(kind.action != "nothing" for kind in KINDS.values() if kind.severity is not Severity.INFO)
+
+
+def test_the_document_has_the_table_of_now() -> None:
+    text = (Path(__file__).parents[1] / "docs/operations.md").read_text()
+    assert text == with_table(text), "regenerate: python -m amlmount.events.reference docs/operations.md"
+    with pytest.raises(ValueError, match="no place"):
+        with_table("nothing")

@@ -12,11 +12,14 @@ import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from amlmount.errors import AmlmountError, DaemonUnreachableError, from_json
 from amlmount.states import Change, MountStatus, Outcome, Refreshed
+
+if TYPE_CHECKING:
+    from amlmount.events.event import Event
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0
@@ -90,6 +93,30 @@ class DaemonClient:
         body = {"name": name, "what": what, "how": how, "timeout_s": timeout_s}
         return self._call("POST", "/v1/writing", body, timeout_s + ANSWER_TIMEOUT_S)
 
+    def wait(
+        self, names: Sequence[str], goal: str, *, timeout_s: float, progress: Progress = lambda _: None
+    ) -> Outcome:
+        """Return once mounts are `mounted`, `healthy` or `gone`; those that it takes too long are among the errors."""
+        body = {"names": list(names), "goal": goal, "timeout_s": timeout_s}
+        return self._follow("/v1/wait", body, timeout_s + ANSWER_TIMEOUT_S, progress)
+
+    def events(
+        self, names: Sequence[str] | None = None, *, since_s: float = 0.0, after: int = 0, follow: bool = False
+    ) -> "Iterator[Event]":
+        """Yield the events that are kept, the oldest first, and with `follow` those that happen until the daemon ends.
+
+        `since_s`: seconds since 1970. `after`: only those with a higher number.
+        """
+        from amlmount.events.event import Event
+
+        query = urlencode(
+            [("since", since_s), ("after", after), ("follow", int(follow)), *[("name", name) for name in names or ()]]
+        )
+        timeout_s = None if follow else ANSWER_TIMEOUT_S
+        with self._exchange("GET", f"/v1/events?{query}", None, timeout_s) as (_, response):
+            while line := response.readline(MAX_LINE_BYTES):
+                yield Event.from_json(json.loads(line))
+
     def changes(self) -> list[Change]:
         """Return what `reload` would do; the configuration is read again for that."""
         answer = self._call("POST", "/v1/reload", {"dry_run": True})
@@ -143,7 +170,7 @@ class DaemonClient:
 
     @contextlib.contextmanager
     def _exchange(
-        self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
+        self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float | None
     ) -> "Iterator[tuple[_UnixConnection, HTTPResponse]]":
         connection = _UnixConnection(self.socket_path)
         answered = False
@@ -174,7 +201,7 @@ class _UnixConnection(HTTPConnection):
         self._socket_path = socket_path
         self.peer_pid = 0
 
-    def open(self, timeout_s: float) -> None:
+    def open(self, timeout_s: float | None) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(CONNECT_TIMEOUT_S)
         try:

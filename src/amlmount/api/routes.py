@@ -14,9 +14,10 @@ from typing import Any, Literal, Protocol, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from amlmount.api.following import FOLLOWERS, WAITING, end_all, ended_with, serve_events
 from amlmount.errors import AmlmountError, UsageError
 from amlmount.states import MountStatus, Outcome
-from amlmount.supervisor import HealthKeeper, Supervisor
+from amlmount.supervisor import Goal, HealthKeeper, Supervisor, wait_for
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,13 @@ class DownRequest(_Request):
     lazy: bool = False
 
 
+class WaitRequest(_Request):
+    """Body of `wait`: until when."""
+
+    names: list[str] = Field(min_length=1, max_length=10_000)
+    goal: Goal = "mounted"
+
+
 class RefreshRequest(_Request):
     """Body of `refresh`: one mount, all of it or what is at and below `path`."""
 
@@ -134,10 +142,14 @@ def make_app(service: Service) -> web.Application:
     """Return the application that serves `service`."""
     app = web.Application(middlewares=[_errors_as_json], client_max_size=MAX_BODY_BYTES)
     app[SERVICE] = service
+    app[FOLLOWERS], app[WAITING] = set(), set()
+    app.on_shutdown.append(end_all)
     app.add_routes(
         [
             web.get("/v1/ping", _ping),
             web.get("/v1/status", _status),
+            web.get("/v1/events", _events),
+            web.post("/v1/wait", _wait),
             web.post("/v1/up", _up),
             web.post("/v1/down", _down),
             web.post("/v1/refresh", _refresh),
@@ -160,6 +172,23 @@ async def _ping(request: web.Request) -> web.Response:
 async def _status(request: web.Request) -> web.Response:
     mounts = request.app[SERVICE].supervisor.status(request.query.getall("name", None))
     return web.json_response({"mounts": [status.to_json() for status in mounts]})
+
+
+async def _events(request: web.Request) -> web.StreamResponse:
+    return await serve_events(request, request.app[SERVICE].supervisor.events)
+
+
+async def _wait(request: web.Request) -> web.StreamResponse:
+    service, body = request.app[SERVICE], await _read_body(request, WaitRequest)
+    if body.goal != "gone":
+        service.supervisor.status(body.names)
+    with service.busy(), ended_with(request.app):
+        return await _stream(
+            request,
+            lambda progress: wait_for(
+                service.supervisor, body.names, body.goal, timeout_s=body.timeout_s, progress=progress
+            ),
+        )
 
 
 async def _up(request: web.Request) -> web.StreamResponse:

@@ -18,6 +18,7 @@ from amlmount.cli import (
     config_commands,
     daemon_commands,
     doctor_commands,
+    event_commands,
     flush_command,
     install_commands,
     log_commands,
@@ -95,7 +96,9 @@ app.command()(config_commands.init)
 app.command()(render_commands.render)
 app.command("import")(render_commands.import_)
 app.command()(doctor_commands.doctor)
+app.command()(event_commands.events)
 app.command()(log_commands.logs)
+app.command()(event_commands.wait)
 app.command()(recover_commands.recover)
 app.command()(install_commands.install)
 app.command()(install_commands.uninstall)

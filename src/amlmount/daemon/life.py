@@ -30,6 +30,8 @@ from amlmount.engines import select_engine
 from amlmount.engines.blobfuse2.places import Places
 from amlmount.engines.forkserver import ForkServer
 from amlmount.errors import AmlmountError, ConfigError, DaemonUnreachableError
+from amlmount.events import EventFile, EventHub, kinds
+from amlmount.events.file import events_dir
 from amlmount.mounts import MountEntry, clear_fronts
 from amlmount.states import MountStatus, Plan
 from amlmount.supervisor import (
@@ -134,6 +136,7 @@ def _make_supervisor(
     specs: list[MountSpec],
     forks: ForkServer | None = None,
     store: DescriptorStore | None = None,
+    events: EventHub | None = None,
 ) -> AccountSupervisor:
     records = RecordStore(os.path.join(options.locations.runtime_dir, "mounts"))
     places = Places.of(options.locations, _log_dir(options))
@@ -141,9 +144,10 @@ def _make_supervisor(
     select = functools.partial(
         select_engine, log_dir=_log_dir(options), places=places, forks=forks, front_dir=runtime_dir
     )
-    return AccountSupervisor(
-        Surroundings(select, KernelHost(), records, store or NoStore(), prepare_cache=prepare_cache), specs
+    around = Surroundings(
+        select, KernelHost(), records, store or NoStore(), prepare_cache=prepare_cache, events=events or EventHub()
     )
+    return AccountSupervisor(around, specs)
 
 
 def _log_dir(options: Options) -> str:
@@ -159,7 +163,9 @@ class _Daemon:
         self._config = _read_config(options, needed=False)
         self._forks = ForkServer()
         self._store = open_store(self._runtime_dir)
-        self.supervisor = _make_supervisor(options, self._specs(self._config), self._forks, self._store)
+        self._events = EventHub(EventFile(events_dir(options.locations.state_dir)))
+        specs = self._specs(self._config)
+        self.supervisor = _make_supervisor(options, specs, self._forks, self._store, self._events)
         self._caches = CacheKeeper(self.supervisor, lambda: self._config.cache)
         self.health = HealthKeeper(self.supervisor, lambda: self._config.health)
         self._server = ApiServer(self, str(options.locations.socket))
@@ -178,6 +184,7 @@ class _Daemon:
             undo.callback(self._store.close)
             undo.callback(clear_fronts, self._runtime_dir)
             clear_fronts(self._runtime_dir)
+            self._events.tell(kinds.DAEMON_STARTED, f"amlmount {amlmount.__version__}, pid {os.getpid()}")
             self.supervisor.recover(self._store.recall())
             undo.callback(TableWatch(self._on_table).close)
             undo.push_async_callback(self._server.close)
@@ -256,9 +263,10 @@ class _Daemon:
 
     async def _close_mounts(self) -> None:
         if self.is_handing_over:
-            log.info("leaving everything mounted for the next daemon")
+            self._events.tell(kinds.DAEMON_LEAVING, "everything stays mounted for the next daemon")
             await self.supervisor.leave(timeout_s=CLOSE_TIMEOUT_S)
         else:
+            self._events.tell(kinds.DAEMON_ENDING, "everything is taken down")
             await self.supervisor.close(timeout_s=CLOSE_TIMEOUT_S)
 
     @property
@@ -302,9 +310,8 @@ class _Daemon:
                 outcome = await self.supervisor.reload(timeout_s=RELOAD_TIMEOUT_S)
             for failure in outcome.errors.values():
                 log.error("%s", failure.message)
-            log.info("configuration read again: %d mounts changed", len(outcome.mounts) - len(outcome.errors))
         except AmlmountError as error:
-            log.error("%s; going on with the old configuration", error.message)
+            self._events.tell(kinds.RELOAD_FAILED, f"{error.message}; going on with the old configuration")
         notify("READY=1")
 
     def _on_table(self, table: list[MountEntry]) -> None:

@@ -7,12 +7,18 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from amlmount.events.event import Event
 
 MAX_BYTES = 1 << 20  # of each of the two files: some 3,000 events
 NAME = "events.jsonl"
 TAIL_BYTES = 65536
+
+
+def events_dir(state_dir: Path) -> str:
+    """Return the directory in which the daemon with this state directory keeps events."""
+    return str(state_dir / "events")
 
 
 class EventFile:

@@ -12,11 +12,13 @@ from amlmount.supervisor.records import MadeTarget, MountRecord, RecordStore
 from amlmount.supervisor.refreshing import RefreshTimer
 from amlmount.supervisor.supervise import Supervisor
 from amlmount.supervisor.surroundings import Surroundings
+from amlmount.supervisor.waiting import Goal, wait_for
 from amlmount.supervisor.watching import TableWatch
 
 __all__ = [
     "AccountSupervisor",
     "CacheKeeper",
+    "Goal",
     "HealthKeeper",
     "Host",
     "KernelHost",
@@ -28,4 +30,5 @@ __all__ = [
     "Supervisor",
     "Surroundings",
     "TableWatch",
+    "wait_for",
 ]

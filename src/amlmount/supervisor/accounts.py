@@ -16,6 +16,7 @@ from amlmount.cache.places import directory_name
 from amlmount.config.resolve import container_spec
 from amlmount.config.spec import MountSpec
 from amlmount.errors import AmlmountError
+from amlmount.events import kinds
 from amlmount.states import SERVING, Failure, MountState, MountStatus, Outcome, Plan
 from amlmount.supervisor.supervise import Progress, Supervisor
 from amlmount.supervisor.surroundings import Surroundings, failure_of
@@ -213,14 +214,16 @@ class AccountSupervisor(Supervisor):
         before = set(account.members)
         await self._list_account(account)
         if account.failure is not None:
-            log.warning("%s: %s; what is mounted stays", account.spec.name, account.failure.message)
+            text = f"{account.failure.message}; what is mounted stays"
+            self.events.tell(kinds.CONTAINERS_UNKNOWN, text, mount=account.spec.name)
         gone, new = before - set(account.members), set(account.members) - before
         self._apply()
+        if account.wanted and (new or gone):
+            parts = [f"{what}: {', '.join(sorted(names))}" for what, names in (("new", new), ("gone", gone)) if names]
+            self.events.tell(kinds.CONTAINERS_CHANGED, "; ".join(parts), mount=account.spec.name)
         if account.wanted and new:
-            log.info("%s: new: %s", account.spec.name, ", ".join(sorted(new)))
             await super().up(sorted(new), wait=False, timeout_s=0)
         if gone:
-            log.info("%s: gone: %s", account.spec.name, ", ".join(sorted(gone)))
             await self._let_go(sorted(gone))
         if account.wanted:
             self._follow(account, account.spec.containers.watch_s if account.spec.containers else None)

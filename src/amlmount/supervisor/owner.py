@@ -10,6 +10,7 @@ from typing import Any
 
 from amlmount.engines.base import Askable, Engine, Replaces, Running
 from amlmount.errors import AmlmountError, from_json
+from amlmount.events import kinds
 from amlmount.mounts import MountEntry, is_ours
 from amlmount.states import (
     SERVING,
@@ -42,9 +43,27 @@ class MountOwner(ServedMount):
                 f"cannot ask '{name}': the {engine.name} engine answers no questions",
                 hint="write 'engine: python' for a mount that is to be refreshed at once",
             )
-        if what == "refresh" and running.has_front:
-            return await self._refresh_with_front(engine, running, how, timeout_s)
+        if what == "refresh":
+            return await self._refresh(engine, running, how, timeout_s)
         return await engine.ask(running, what, how, timeout_s=timeout_s)
+
+    async def _refresh(
+        self, engine: Askable, running: Running, how: dict[str, Any], timeout_s: float
+    ) -> dict[str, Any]:
+        name, events = self.spec.name, self._around.events
+        try:
+            if running.has_front:
+                found = await self._refresh_with_front(engine, running, how, timeout_s)
+            else:
+                found = await engine.ask(running, "refresh", how, timeout_s=timeout_s)
+        except AmlmountError as error:
+            events.tell(kinds.REFRESH_FAILED, error.message, mount=name, details={"code": error.code})
+            raise
+        counts = {kind: found[kind] for kind in ("added", "removed", "changed") if found[kind]}
+        if counts:
+            text = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+            events.tell(kinds.REFRESHED, text, mount=name, details=counts)
+        return found
 
     async def _refresh_with_front(
         self, engine: Askable, running: Running, how: dict[str, Any], timeout_s: float

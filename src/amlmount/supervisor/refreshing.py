@@ -1,6 +1,6 @@
 """Refreshes mounts whose configuration says how often, by one timer for all of them.
 
-It belongs to the event loop's thread. A refresh that fails is told in the log and tried again when it is due next.
+It belongs to the event loop's thread. A refresh that fails is told as an event and tried again when it is due next.
 """
 
 import asyncio
@@ -60,9 +60,6 @@ class RefreshTimer:
 
     async def _refresh(self, name: str) -> None:
         try:
-            found = await self._supervisor.ask(name, "refresh", {}, timeout_s=TIMEOUT_S)
+            await self._supervisor.ask(name, "refresh", {}, timeout_s=TIMEOUT_S)
         except AmlmountError as error:
-            log.warning("%s: cannot refresh: %s", name, error.message)
-            return
-        counts = ", ".join(f"{found[kind]} {kind}" for kind in ("added", "removed", "changed") if found[kind])
-        log.log(logging.INFO if counts else logging.DEBUG, "%s: refreshed: %s", name, counts or "nothing changed")
+            log.debug("%s: %s", name, error.message)  # an event says it, if it was mounted

@@ -13,6 +13,7 @@ from typing import Any
 from amlmount.config.spec import MountSpec
 from amlmount.engines.base import Running
 from amlmount.errors import NotFoundError
+from amlmount.events import EventHub, kinds
 from amlmount.mounts import MountEntry
 from amlmount.states import (
     COMING,
@@ -89,6 +90,11 @@ class Supervisor:
     def status(self, names: Sequence[str] | None = None) -> list[MountStatus]:
         """Return the status of the named mounts, or of all. Raises NotFoundError."""
         return [owner.status for owner in self._pick(names)]
+
+    @property
+    def events(self) -> EventHub:
+        """What the events of all mounts pass through."""
+        return self._around.events
 
     @property
     def needed(self) -> bool:
@@ -194,7 +200,9 @@ class Supervisor:
                 jobs[change.name] = _take_down(owner, lazy=True)
             else:
                 jobs[change.name] = owner.renew()
-        return await self._carry_through(list(owners.values()), jobs, timeout_s, "change", progress)
+        outcome = await self._carry_through(list(owners.values()), jobs, timeout_s, "change", progress)
+        self._tell_of_reload(changes, outcome)
+        return outcome
 
     async def restart(
         self, names: Sequence[str] | None, *, timeout_s: float, progress: Progress = lambda _: None
@@ -241,6 +249,12 @@ class Supervisor:
         if not owner.changes:
             return None
         return Change(name, "replace", owner.spec.target, tuple(owner.changes), await owner.gap())
+
+    def _tell_of_reload(self, changes: list[Change], outcome: Outcome) -> None:
+        done = [f"{change.action} {change.name}" for change in changes if change.name not in outcome.errors]
+        self.events.tell(kinds.RELOADED, f"done: {', '.join(done) or 'nothing, nothing had changed'}")
+        for name, failure in outcome.errors.items():
+            self.events.tell(kinds.RELOAD_FAILED, failure.message, mount=name)
 
     async def _carry_through(
         self,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from amlmount.events import Kind, kinds
 from amlmount.states import (
+    ConditionChange,
     Event,
     Exited,
     Failure,
@@ -21,6 +22,7 @@ from amlmount.states import (
     TakeOverFailed,
     TookOver,
     Unwanted,
+    turned,
 )
 
 _ENDS = {"crashed": kinds.CRASHED, "hung": kinds.HUNG, "unmounted": kinds.UNMOUNTED_ELSEWHERE}
@@ -40,7 +42,7 @@ def events_of(before: MountStatus, event: Event, after: MountStatus) -> list[Tol
     has_failed = after.state is MountState.FAILED and before.state is not MountState.FAILED
     if has_failed and not isinstance(event, StopFailed):
         told.append(_failed(kinds.GAVE_UP, after, after.last_error))
-    return told
+    return [_condition(change) for change in turned(before.conditions, after.conditions)] + told
 
 
 def _step(before: MountStatus, event: Event, after: MountStatus) -> list[Told]:
@@ -79,6 +81,13 @@ def _trouble(event: Exited | StartFailed | TakeOverFailed | StopFailed, after: M
         case StopFailed(failure):
             return [_failed(kinds.UNMOUNT_FAILED, after, failure)]
     return []
+
+
+def _condition(change: ConditionChange) -> Told:
+    condition = change.after
+    kind = kinds.CONDITION_LOST if condition.status == "False" else kinds.CONDITION_BACK
+    facts = {"condition": condition.type, "status": condition.status, "reason": condition.reason}
+    return Told(kind, f"{condition.type} is {condition.status} ({condition.reason}): {condition.message}", facts)
 
 
 def _requested(after: MountStatus) -> Told:
