@@ -186,3 +186,44 @@ def test_killed_while_it_is_replaced(pair: Pair) -> None:
     assert not tally["wrong"]
     assert pair.world.cli("down").returncode == 0
     poll(lambda: not pair.workers(), "workers stay")
+
+
+class TestWatch:
+    """`daemon: {watch: true}` and `amlmount daemon --watch`: files that are saved count at once."""
+
+    def test_a_file_that_is_saved_counts(self, pair: Pair) -> None:
+        configure(pair, more="daemon: {watch: true}\n")
+        pair.world.cli("up")
+        old = pair.mount("red")["pid"]
+        configure(pair, ", profile: fresh", more="daemon: {watch: true}\n")
+        pair.until_replaced("red", old)
+        configure(pair, ", profile: stream")  # and says that it is not to be watched any more
+        poll(lambda: pair.mount("red")["profile"] == "stream", "not read")
+        configure(pair, ", profile: random", more="daemon: {watch: true}\n")
+        assert pair.world.cli("reload").returncode == 0 and pair.mount("red")["profile"] == "random"
+        pair.world.cli("down")
+        pair.assert_as_before()
+
+    def test_what_cannot_be_used_changes_nothing_and_is_said(self, pair: Pair) -> None:
+        configure(pair, more="daemon: {watch: true}\n")
+        pair.world.cli("up")
+        before = {name: pair.mount(name)["pid"] for name in ("red", "blue")}
+        for text, said in (("mounts: [\n", "cannot read"), ("", "names no mounts any more"), (None, "no such file")):
+            os.unlink(pair.world.config) if text is None else pair.world.write_config(text)
+            poll(lambda said=said: said in pair.world.cli("ps").stderr, f"it is not said: {said}")  # type: ignore[misc]
+        assert {name: pair.mount(name)["pid"] for name in ("red", "blue")} == before
+        configure(pair, ", profile: fresh", more="daemon: {watch: true}\n")
+        poll(lambda: pair.mount("red")["profile"] == "fresh", "a good one does not count afterwards")
+        assert pair.world.cli("ps").stderr == ""
+        pair.world.cli("down")
+
+    def test_a_daemon_that_is_told_to(self, pair: Pair) -> None:
+        with pair.start("daemon", "--watch") as daemon:
+            try:
+                poll(lambda: pair.world.cli("up").returncode == 0, "it does not come")
+                configure(pair, ", profile: fresh")
+                poll(lambda: pair.mount("red")["profile"] == "fresh", "not read")
+            finally:
+                daemon.terminate()
+                daemon.communicate(timeout=30)
+        pair.assert_as_before()

@@ -23,6 +23,9 @@ def daemon(
     foreground: Annotated[
         bool, typer.Option("--foreground", show_default=False, help="Log to standard error (the default).")
     ] = True,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Read the configuration again whenever its files change.")
+    ] = False,
 ) -> None:
     """Run the daemon that keeps mounts mounted, until SIGTERM; SIGHUP reads the configuration again.
 
@@ -30,7 +33,7 @@ def daemon(
     """
     from amlmount.daemon import Options, main
 
-    main(Options(locations(ctx), named_config(ctx), auto, ready_fd, bool(setting(ctx, "verbose"))))
+    main(Options(locations(ctx), named_config(ctx), auto, ready_fd, bool(setting(ctx, "verbose")), watch))
 
 
 def completion(shell: Annotated[Shell, typer.Argument(help="Your shell.")]) -> None:

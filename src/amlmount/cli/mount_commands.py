@@ -92,11 +92,12 @@ def ps(
 ) -> None:
     """Show the mounts: state, engine, target, source."""
     talk = console(ctx)
-    mounts = launch.ask(ctx, lambda client: client.status())
-    if mounts is None:
-        mounts = _configured(ctx) if every else []
+    answer = launch.ask(ctx, lambda client: (client.status(), client.ping().get("config_error")))
+    mounts, trouble = answer if answer is not None else (_configured(ctx) if every else [], None)
     shown = [status for status in mounts if every or status.state != "unmounted"]
     print_mounts(talk, shown, output)
+    if trouble is not None:
+        talk.note(f"the configuration as it is now is not in use: {trouble['message']}")
 
 
 # --- up ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from amlmount.config.credentials import CREDENTIAL_KINDS, KeyVaultSecret, SecretRef
-from amlmount.config.models import CacheConfig, ContainerFilter, HealthConfig, Mount, MountOptions, SourcePart
+from amlmount.config.models import (
+    CacheConfig,
+    ContainerFilter,
+    DaemonConfig,
+    HealthConfig,
+    Mount,
+    MountOptions,
+    SourcePart,
+)
 from amlmount.config.profiles import PROFILE_PURPOSE, PROFILES, PolicyOverrides, policy_field
 from amlmount.config.store_models import UNSUPPORTED_TYPES, AzureBlobStore, AzureDataLakeStore, LocalStore
 
@@ -117,6 +125,12 @@ Under `health:` stands from when on a condition of a mount is false: `amlmount c
 them, [operations.md](operations.md) says what each means.
 """
 
+DAEMON = """
+With `daemon: {watch: true}` (or `amlmount daemon --watch`) a file that is saved counts at once. It is read when nobody
+writes to it any more; one that cannot be used, or names no mounts any more, changes nothing, and `ps` says so. Changes
+that another machine makes in a shared folder are not seen.
+"""
+
 UNSAID = """
 ## What happens when nothing is said
 
@@ -133,7 +147,8 @@ def render_docs() -> str:
     """Return the text of docs/configuration.md."""
     cache = ("\n## Cache\n", _keys(CacheConfig))
     health = ("\n## Health\n", HEALTH, _keys(HealthConfig))
-    sections = [INTRODUCTION, *_stores(), *_mounts(), *_profiles(), *cache, *health, UNSAID]
+    daemon = ("\n## Daemon\n", DAEMON, _keys(DaemonConfig))
+    sections = [INTRODUCTION, *_stores(), *_mounts(), *_profiles(), *cache, *health, *daemon, UNSAID]
     return "\n".join(section.strip("\n") + "\n" for section in sections)
 
 

@@ -130,6 +130,14 @@ class HealthConfig(Frozen):
     clock_error: Duration = Field(default=120.0, description="how far this machine's clock may be from the store's")
 
 
+class DaemonConfig(Frozen):
+    """How the daemon itself behaves."""
+
+    watch: bool = Field(
+        default=False, description="read these files again when they change, and do as `amlmount reload` does"
+    )
+
+
 class Config(Frozen):
     """The configuration: all files merged."""
 
@@ -138,3 +146,4 @@ class Config(Frozen):
     defaults: MountOptions = Field(default_factory=MountOptions, description="options of every mount that says nothing")
     cache: CacheConfig = Field(default_factory=CacheConfig, description="the cache on disk")
     health: HealthConfig = Field(default_factory=HealthConfig, description="when something is said to be wrong")
+    daemon: DaemonConfig = Field(default_factory=DaemonConfig, description="how the daemon behaves")

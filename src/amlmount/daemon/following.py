@@ -12,6 +12,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from amlmount.errors import ConfigError
+
 log = logging.getLogger(__name__)
 QUIET_S = 0.25  # twice: an editor writes a draft, renames the old file and then the draft
 LOOK_AGAIN_S = 30.0  # where inotify is not to be had
@@ -131,6 +133,15 @@ class ConfigWatch:
         with contextlib.suppress(OSError):
             return bool(mask & IN_CREATE) and (os.path.islink(path) or os.lstat(path).st_nlink > 1)
         return True
+
+
+def refuse_ruins(main: Path, before: Seen, mounts_before: int, mounts_now: int) -> None:
+    """Raise ConfigError for what looks like an accident: nobody asked for a file to be read that is empty or gone."""
+    hint = "if that is meant: amlmount reload"
+    if mounts_before and not mounts_now:
+        raise ConfigError("cannot take over the configuration: it names no mounts any more", hint=hint)
+    if any(name == str(main) for name, *_ in before) and not os.path.exists(main):
+        raise ConfigError(f"cannot take over the configuration: '{main}' is gone", hint=hint)
 
 
 def look_at(files: Callable[[], Iterable[Path]]) -> Seen:

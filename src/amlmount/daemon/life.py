@@ -18,12 +18,13 @@ from typing import Any
 import amlmount
 from amlmount.api import ApiServer
 from amlmount.cache import assign_caches, assign_state, prepare_cache
-from amlmount.config.load import config_files, load_config, main_file
-from amlmount.config.locations import Locations
+from amlmount.config.load import config_files, config_folders, load_config, main_file
+from amlmount.config.locations import Locations, share_with_group, shared_group
 from amlmount.config.models import Config
 from amlmount.config.resolve import find_daemon_user, resolve_all
 from amlmount.config.spec import MountSpec
 from amlmount.daemon import process
+from amlmount.daemon.following import ConfigWatch, look_at, refuse_ruins
 from amlmount.daemon.watchdog import Watchdog
 from amlmount.descriptors import DescriptorStore, NoStore, open_store
 from amlmount.engines import select_engine
@@ -60,7 +61,8 @@ RESTART_ME = 75  # EX_TEMPFAIL: our unit has systemd start the next one at once
 class Options:
     """How a daemon runs. `auto`: started by a command, logs to a file, ends by itself after its last mount.
 
-    `config` is an absolute path, None for the usual places. `ready_fd`: a descriptor for one line of JSON.
+    `config` is an absolute path, None for the usual places. `ready_fd`: a descriptor for one line of JSON. `watch`:
+    follow the configuration's files, whatever they say.
     """
 
     locations: Locations
@@ -68,6 +70,7 @@ class Options:
     auto: bool = False
     ready_fd: int | None = None
     verbose: bool = False
+    watch: bool = False
 
 
 def main(options: Options) -> None:
@@ -160,7 +163,10 @@ class _Daemon:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._sudo_uid = _env_number("SUDO_UID")
+        self._seen = look_at(self._files)
         self._config = _read_config(options, needed=False)
+        self._config_error: AmlmountError | None = None
+        self._following: ConfigWatch | None = None
         self._forks = ForkServer()
         self._store = open_store(self._runtime_dir)
         self._events = EventHub(EventFile(events_dir(options.locations.state_dir)))
@@ -168,7 +174,7 @@ class _Daemon:
         self.supervisor = _make_supervisor(options, specs, self._forks, self._store, self._events)
         self._caches = CacheKeeper(self.supervisor, lambda: self._config.cache)
         self.health = HealthKeeper(self.supervisor, lambda: self._config.health)
-        self._server = ApiServer(self, str(options.locations.socket))
+        self._server = ApiServer(self, self._socket, group=_share(options.locations))
         self._requests = 0
         self._ending = asyncio.Event()
         self.is_handing_over = False
@@ -194,6 +200,8 @@ class _Daemon:
                 self.supervisor.listen(watcher.on_change)
                 undo.callback(watcher.close)
             self.supervisor.listen(self._on_change)
+            undo.callback(self._follow_config, until_further=False)
+            self._follow_config()
             self._check_idle_after(IDLE_AT_START_S)
             log.info("ready: amlmount %s, pid %d, socket %s", amlmount.__version__, os.getpid(), self._socket)
             ready.tell({"ready": os.getpid()})
@@ -215,6 +223,7 @@ class _Daemon:
             "auto": self._options.auto,
             "system": self._options.locations.is_system,
             "ending": self._ending.is_set(),
+            "config_error": self._config_error.to_json() if self._config_error else None,
         }
 
     def accept(self) -> None:
@@ -222,12 +231,20 @@ class _Daemon:
         if self._ending.is_set():
             raise DaemonUnreachableError("cannot take the request: the daemon is ending", details={"unheard": True})
 
-    def refresh(self, sudo_uid: int | None) -> None:
-        """See Service."""
+    def refresh(self, sudo_uid: int | None, *, by_itself: bool = False) -> None:
+        """See Service. `by_itself`: nobody asked for it, so what looks like an accident is refused."""
         self._sudo_uid = sudo_uid if sudo_uid is not None else self._sudo_uid
-        config = _read_config(self._options)
-        self.supervisor.update(self._specs(config))
-        self._config = config
+        seen = look_at(self._files)
+        try:
+            config = _read_config(self._options)
+            if by_itself:
+                refuse_ruins(self._main_file, self._seen, len(self._config.mounts), len(config.mounts))
+            self.supervisor.update(self._specs(config))
+        except AmlmountError as error:
+            self._config_error = error
+            raise
+        self._config, self._seen, self._config_error = config, seen, None
+        self._follow_config()
         self._caches.share_out_soon()
 
     @contextlib.contextmanager
@@ -281,7 +298,7 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self.shut_down)
         loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
-        loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
+        loop.add_signal_handler(signal.SIGHUP, functools.partial(self._begin_reload, by_itself=False))
         loop.add_signal_handler(signal.SIGUSR2, self.hand_over)
 
     def _on_sigterm(self) -> None:
@@ -297,15 +314,33 @@ class _Daemon:
 
         self._asking = asyncio.create_task(ask(), name="sigterm")
 
-    def _begin_reload(self) -> None:
-        self._reloads = asyncio.create_task(self._reload(self._reloads), name="reload")
+    def _files(self) -> list[Path]:
+        return config_files(self._options.config, system=self._options.locations.is_system)
 
-    async def _reload(self, before: "asyncio.Task[None] | None") -> None:
+    @property
+    def _main_file(self) -> Path:
+        return main_file(self._options.config, system=self._options.locations.is_system)
+
+    def _follow_config(self, *, until_further: bool = True) -> None:
+        """Follow the files, or no more, as is wanted now."""
+        wanted = until_further and (self._options.watch or self._config.daemon.watch)
+        if wanted and self._following is None and not self._ending.is_set():
+            folders = config_folders(self._options.config, system=self._options.locations.is_system)
+            changed = functools.partial(self._begin_reload, by_itself=True)
+            self._following = ConfigWatch(self._files, folders, self._seen, changed)
+        elif not wanted and self._following is not None:
+            self._following.close()
+            self._following = None
+
+    def _begin_reload(self, *, by_itself: bool) -> None:
+        self._reloads = asyncio.create_task(self._reload(self._reloads, by_itself), name="reload")
+
+    async def _reload(self, before: "asyncio.Task[None] | None", by_itself: bool) -> None:
         if before is not None and not before.done():
             await asyncio.wait({before})
         notify("RELOADING=1")
         try:
-            self.refresh(None)
+            self.refresh(None, by_itself=by_itself)
             with self.busy():
                 outcome = await self.supervisor.reload(timeout_s=RELOAD_TIMEOUT_S)
             for failure in outcome.errors.values():
@@ -331,6 +366,14 @@ class _Daemon:
     def _end_when_idle(self) -> None:
         if self._requests == 0 and not self.supervisor.needed:
             self._ending.set()
+
+
+def _share(where: Locations) -> int | None:
+    """Let the group that may use the system's daemon through to its socket; return that group."""
+    group = shared_group() if where.is_system and where.socket.parent == where.runtime_dir else None
+    if group is not None:
+        share_with_group(where.runtime_dir, group)
+    return group
 
 
 def _env_number(name: str) -> int | None:
