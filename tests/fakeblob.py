@@ -107,6 +107,11 @@ class FakeBlobService:
         """
         self._faults.append(Fault(kind, times, when, **more))
 
+    def heal(self) -> None:
+        """Behave from now on."""
+        with self.lock:
+            self._faults.clear()
+
     def next_fault(self, asked: Asked) -> Fault | None:
         """Return what to do to this request, if anything."""
         with self.lock:

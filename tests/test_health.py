@@ -1,0 +1,220 @@
+"""One daemon, a mount for every fault that can be made: the right condition turns, in time, and nothing else does."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from amlmount.client import DaemonClient
+from daemons import poll
+from drivers import sh
+from fakeblob import FakeBlobService
+from sandbox import lazy_unmount
+from world import World
+
+pytestmark = pytest.mark.root
+TIMES = {"interval": "200ms", "timeout": "500ms", "store_interval": "300ms", "store_timeout": "500ms"}
+LIMITS = {"disk_free": "4MiB", "upload_age": "300ms"}
+# As docs/operations.md says: interval and timeout of mounts, or of stores twice; and what a busy machine adds.
+WITHIN_S = {"at once": 1.0, "mount": 0.7 + 1.0, "store": 0.33 + 2 * 0.5 + 0.5 + 1.0}
+
+
+class Ground:
+    """A world whose mounts each have a store of their own, so that a fault is one mount's alone."""
+
+    def __init__(self, world: World, fake: FakeBlobService, other: FakeBlobService) -> None:
+        self.world, self.fake, self.other = world, fake, other
+        self.stores: dict[str, Any] = {}
+        self.mounts: dict[str, Any] = {}
+
+    def local(self, name: str, **options: Any) -> None:
+        os.mkdir(f"{self.world.root}/{name}")
+        Path(self.world.root, name, "file").write_text(name)
+        self.add(name, {"type": "local", "path": f"{self.world.root}/{name}"}, options)
+
+    def remote(
+        self, name: str, fake: FakeBlobService, credentials: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        fake.containers[name] = {}
+        fake.put(name, "file", name.encode())
+        known = {"credentials": credentials} if credentials else {}
+        self.add(name, fake.definition(name, **known), options)
+
+    def add(self, name: str, store: dict[str, Any], options: dict[str, Any]) -> None:
+        self.stores[name] = store
+        self.mounts[name] = {"source": name, "target": self.target(name), "engine": "python", **options}
+
+    def target(self, name: str) -> str:
+        return f"{self.world.root}/mnt/{name}"
+
+    def up(self) -> None:
+        config = {"stores": self.stores, "mounts": self.mounts, "health": TIMES | LIMITS}
+        self.world.write_config(yaml.safe_dump(config))
+        done = self.world.cli("up")
+        assert done.returncode == 0, done.stderr
+
+    def wrong(self) -> dict[str, set[str]]:
+        """Return by mount the reasons of what is false."""
+        return {mount["name"]: reasons(mount, "False") for mount in self.status()}
+
+    def status(self) -> list[dict[str, Any]]:
+        client = DaemonClient(os.path.join(self.world.runtime_dir, "amlmount.sock"))
+        return [status.to_json() for status in client.status()]
+
+    def of(self, name: str) -> dict[str, Any]:
+        [found] = [mount for mount in self.status() if mount["name"] == name]
+        return dict(found)
+
+    def turns(self, name: str, reason: str, within: str) -> None:
+        """Wait until this, and nothing else, is wrong with the mount; all others are well."""
+        begun = time.monotonic()
+        poll(lambda: self.wrong()[name] == {reason}, f"{name} does not get {reason}: {self.of(name)}", 10)
+        assert time.monotonic() - begun < WITHIN_S[within], "later than it says"
+        assert [other for other, why in self.wrong().items() if why] == [name]
+
+    def recovers(self, name: str) -> None:
+        poll(
+            lambda: not self.wrong()[name] and self.of(name)["state"] == "mounted", f"{name} stays {self.of(name)}", 15
+        )
+
+    def sas(self, path: str, left: timedelta) -> None:
+        ends = (datetime.now(UTC) + left).strftime("%Y-%m-%dT%H:%M:%SZ")
+        Path(path).write_text(f"sv=2023-11-03&sr=c&sp=rl&se={ends}&sig=c2VjcmV0")
+        os.chmod(path, 0o600)
+
+
+def reasons(mount: dict[str, Any], status: str) -> set[str]:
+    return {condition["reason"] for condition in mount["conditions"] if condition["status"] == status}
+
+
+@pytest.fixture
+def fakes() -> Iterator[tuple[FakeBlobService, FakeBlobService]]:
+    made = FakeBlobService(), FakeBlobService()
+    yield made
+    for fake in made:
+        fake.close()
+
+
+@pytest.fixture
+def small_disk(world: World) -> Iterator[str]:
+    path = f"{world.root}/small"
+    os.mkdir(path)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", path], check=True, timeout=10)
+    yield path
+    lazy_unmount(path)
+
+
+def test_every_fault_turns_its_condition_and_no_other(
+    world: World, fakes: tuple[FakeBlobService, FakeBlobService], small_disk: str
+) -> None:
+    fake, other = fakes
+    ground = Ground(world, fake, other)
+    sas = f"{world.root}/sas"
+    ground.sas(sas, timedelta(days=30))
+    for name in ("well", "killed", "stopped", "hidden"):
+        ground.local(name)
+    ground.local("full", read_only=False, state_dir=f"{small_disk}/state")
+    for name in ("silent", "revoked", "failing"):
+        ground.remote(name, fake)
+    ground.remote("expiring", fake, {"sas_token": {"file": sas}})
+    ground.remote("late", fake, read_only=False, durability="journal")
+    ground.remote("clock", other)
+    ground.up()
+    poll(lambda: all(mount["health"] == "ok" for mount in ground.status()), "not all well at the beginning", 15)
+    poll(lambda: all("StoreReachable" in types(mount) for mount in ground.status()), "no store was looked at")
+
+    def asks(container: str) -> Callable[[Any], bool]:
+        return lambda asked: asked.path.split("/")[2] == container
+
+    store_faults(ground, asks, sas)
+    mount_faults(ground, small_disk)
+    assert world.cli("check", "well").returncode == 0
+    assert world.cli("down", "--discard-dirty", "--lazy").returncode == 0
+
+
+def is_another(ground: Ground, pid: int) -> bool:
+    return bool(ground.of("killed")["pid"] != pid)
+
+
+def types(mount: dict[str, Any]) -> set[str]:
+    return {condition["type"] for condition in mount["conditions"]}
+
+
+def store_faults(ground: Ground, asks: Callable[[str], Callable[[Any], bool]], sas: str) -> None:
+    fake = ground.fake
+    fake.fail("silence", 10**6, when=asks("silent"))
+    ground.turns("silent", "StoreSilent", "store")
+    assert ground.of("silent")["state"] == "degraded" and ground.of("silent")["last_error"]["code"] == "network"
+    done = ground.world.cli("check", "silent", "well", "-o", "jsonl")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 7 and {line["name"] for line in lines} == {"silent", "well"}
+    fake.heal()
+    ground.recovers("silent")
+
+    fake.fail("status", 10**6, when=asks("revoked"), status=403, code="AuthenticationFailed")
+    ground.turns("revoked", "AccessRefused", "store")
+    fake.heal()
+    ground.recovers("revoked")
+
+    ground.sas(sas, timedelta(hours=2))
+    ground.turns("expiring", "CredentialEndsSoon", "store")
+    assert ground.of("expiring")["state"] == "mounted", "it is a warning"
+    ground.sas(sas, timedelta(days=30))
+    ground.recovers("expiring")
+
+    ground.other.clock_offset_s = 400.0
+    ground.turns("clock", "ClockOff", "store")
+    ground.other.clock_offset_s = 0.0
+    ground.recovers("clock")
+
+    fake.fail("status", 10**6, when=lambda asked: asks("late")(asked) and asked.method == "PUT", status=500)
+    sh(f"echo precious > {ground.target('late')}/new", timeout_s=20)
+    ground.turns("late", "UploadsLate", "mount")
+    fake.heal()
+    ground.recovers("late")
+
+    reads = asks("failing")
+    fake.fail(
+        "status", 10**6, when=lambda asked: reads(asked) and not asked.is_list, status=403, code="AuthorizationFailure"
+    )
+    sh(f"for i in $(seq 40); do cat {ground.target('failing')}/file 2> /dev/null || true; done", timeout_s=20)
+    ground.turns("failing", "ManyErrors", "mount")
+    fake.heal()
+    ground.recovers("failing")
+
+
+def mount_faults(ground: Ground, small_disk: str) -> None:
+    ballast = Path(small_disk, "ballast")
+    ballast.write_bytes(bytes(14 << 20))
+    ground.turns("full", "DiskFull", "mount")
+    assert ground.of("full")["state"] == "mounted", "it is a warning"
+    ballast.unlink()
+    ground.recovers("full")
+
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", ground.target("hidden")], check=True, timeout=10)
+    ground.turns("hidden", "Hidden", "at once")
+    assert "tmpfs" in ground.of("hidden")["last_error"]["message"]
+    subprocess.run(["umount", ground.target("hidden")], check=True, timeout=10)
+    ground.recovers("hidden")
+
+    pid = ground.of("stopped")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    ground.turns("stopped", "Silent", "mount")
+    poll(lambda: ground.of("stopped")["pid"] not in (pid, None), "it is not replaced", 15)
+    ground.recovers("stopped")
+
+    for _ in range(3):  # the third time it is given a pause of a second before it comes back
+        pid = poll(lambda: ground.of("killed")["pid"], "it does not come back")
+        os.kill(pid, signal.SIGKILL)
+        poll(partial(is_another, ground, pid), "it lives")
+    ground.turns("killed", "ProcessEnded", "at once")
+    ground.recovers("killed")
