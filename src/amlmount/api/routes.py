@@ -15,6 +15,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amlmount.api.following import FOLLOWERS, WAITING, end_all, ended_with, serve_events
+from amlmount.api.peers import GROUP, admit, refuse_borrowed_identity
 from amlmount.errors import AmlmountError, UsageError
 from amlmount.states import MountStatus, Outcome
 from amlmount.supervisor import Goal, HealthKeeper, Supervisor, wait_for
@@ -22,6 +23,7 @@ from amlmount.supervisor import Goal, HealthKeeper, Supervisor, wait_for
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20
+BODY_TIMEOUT_S = 10.0
 SLOW_READER_S = 10.0
 MAX_TIMEOUT_S = 24 * 3600.0
 HTTP_STATUS = {2: 400, 3: 404, 4: 503, 5: 403, 6: 502, 8: 409, 124: 504}
@@ -96,6 +98,12 @@ class ReloadRequest(_Request):
     sudo_uid: int | None = Field(default=None, ge=0)
 
 
+class RestartRequest(ReloadRequest):
+    """Body of `restart`; `upgrade`: only those that another program would serve, which `dry_run` tells."""
+
+    upgrade: bool = False
+
+
 class DownRequest(_Request):
     """Body of `down`; `names` null means all."""
 
@@ -138,10 +146,10 @@ class WritingRequest(_Request):
     how: dict[str, Any] = Field(default_factory=dict)
 
 
-def make_app(service: Service) -> web.Application:
-    """Return the application that serves `service`."""
-    app = web.Application(middlewares=[_errors_as_json], client_max_size=MAX_BODY_BYTES)
-    app[SERVICE] = service
+def make_app(service: Service, group: int | None = None) -> web.Application:
+    """Return the application that serves `service` to its owner and to `group`."""
+    app = web.Application(middlewares=[_errors_as_json, admit], client_max_size=MAX_BODY_BYTES)
+    app[SERVICE], app[GROUP] = service, group
     app[FOLLOWERS], app[WAITING] = set(), set()
     app.on_shutdown.append(end_all)
     app.add_routes(
@@ -237,11 +245,14 @@ async def _reload(request: web.Request) -> web.StreamResponse:
 
 
 async def _restart(request: web.Request) -> web.StreamResponse:
-    service, body = request.app[SERVICE], await _read_body(request, ReloadRequest)
+    service, body = request.app[SERVICE], await _read_body(request, RestartRequest)
     with service.busy():
         service.accept()
         service.refresh(body.sudo_uid)
         service.supervisor.status(body.names)
+        if body.dry_run:
+            changes = await service.supervisor.restarts(body.names, only_newer=body.upgrade)
+            return web.json_response({"changes": [change.to_json() for change in changes]})
         return await _stream(
             request,
             lambda progress: service.supervisor.restart(body.names, timeout_s=body.timeout_s, progress=progress),
@@ -287,11 +298,17 @@ async def _shutdown(request: web.Request) -> web.Response:
 
 async def _read_body(request: web.Request, kind: type[Body]) -> Body:
     try:
-        return kind.model_validate_json(await request.read() or b"{}")
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            data = await request.read()
+        body = kind.model_validate_json(data or b"{}")
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
         raise UsageError(f"cannot read the request: {where}: {first['msg']}") from None
+    except TimeoutError:
+        raise UsageError(f"cannot read the request: its body does not come within {BODY_TIMEOUT_S:g} s") from None
+    refuse_borrowed_identity(request, getattr(body, "sudo_uid", None))
+    return body
 
 
 Work = Callable[[Callable[[MountStatus], None]], Awaitable[Outcome]]

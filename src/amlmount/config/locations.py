@@ -13,6 +13,7 @@ from amlmount.errors import ConfigError
 
 # sockaddr_un.sun_path holds 108 bytes with the closing NUL: unix(7).
 SOCKET_PATH_MAX_BYTES = 107
+GROUP = "amlmount"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ def make_private_dir(path: Path) -> None:
 def check_private_dir(path: Path) -> None:
     """Raise ConfigError unless `path` is a real directory, ours, with mode 0700, or not there at all.
 
+    Root's may be passed through (0710) by the group that shares its socket, see `share_with_group`; by root's own group
+    when systemd has just made it.
+
     In a folder like /tmp anybody could have made it first, and would then read what goes through our socket.
     """
     try:
@@ -64,8 +68,25 @@ def check_private_dir(path: Path) -> None:
         raise _refuse(path, "it is not a directory")
     if found.st_uid != os.geteuid():
         raise _refuse(path, f"it belongs to user {found.st_uid}")
-    if stat.S_IMODE(found.st_mode) & 0o077:
+    others = stat.S_IMODE(found.st_mode) & 0o077
+    if others and not (others == stat.S_IXGRP and os.geteuid() == 0 and found.st_gid in (0, shared_group())):
         raise _refuse(path, f"others can enter it (mode {stat.S_IMODE(found.st_mode):04o})")
+
+
+def shared_group() -> int | None:
+    """Return the id of the group whose members may use the system's daemon, None if there is no such group."""
+    import grp
+
+    try:
+        return grp.getgrnam(GROUP).gr_gid if os.geteuid() == 0 else None
+    except KeyError:
+        return None
+
+
+def share_with_group(path: Path, group: int) -> None:
+    """Let a group through to what is in our directory (the socket), without letting it see what there is."""
+    os.chown(path, -1, group)
+    os.chmod(path, 0o710)
 
 
 def config_home(env: Mapping[str, str] = os.environ) -> Path:
