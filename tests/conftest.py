@@ -69,9 +69,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs root where there is none."""
-    if item.get_closest_marker("root") and os.geteuid() != 0:
+    """Skip what needs root where there is none; as root, see that the skip would be permitted."""
+    if not item.get_closest_marker("root"):
+        return
+    if os.geteuid() != 0:
         pytest.skip("needs root")
+    if read_skip_list(HERE / "permitted-skips.txt").refused([item.nodeid], root=False):
+        pytest.fail("needs root, and tests/permitted-skips.txt does not permit an ordinary user to skip it", False)
 
 
 @pytest.hookimpl(wrapper=True)

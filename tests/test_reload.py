@@ -124,6 +124,7 @@ def test_a_bad_configuration_changes_nothing(pair: Pair) -> None:
     pair.world.cli("down")
 
 
+@pytest.mark.root
 def test_a_new_definition_that_does_not_work_leaves_the_old_mount(pair: Pair) -> None:
     pair.world.cli("up")
     pid = pair.mount("red")["pid"]
