@@ -13,7 +13,7 @@ from fakeblob import Asked, FakeBlobService
 from mounting import until
 from world import World
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
 
 
 def config_of(service: FakeBlobService, world: World, durability: str) -> str:
