@@ -9,7 +9,7 @@ LAYERS = [
     {"errors", "metrics", "states"},
     {"blobfuse2"},
     {"run", "log"},
-    {"mounts", "descriptors", "systemd", "journal", "events"},
+    {"mounts", "descriptors", "systemd", "journal", "events", "privileges"},
     {"config"},
     {"secrets", "render", "importer", "cache", "probes", "client", "installer"},
     {"stores"},

@@ -4,6 +4,7 @@ None of this knows of mounts.
 """
 
 import contextlib
+import faulthandler
 import fcntl
 import json
 import logging
@@ -18,6 +19,7 @@ from typing import Any
 from amlmount.errors import AmlmountError, BusyError, ConfigError
 from amlmount.journal import JournalHandler
 from amlmount.log import RedactingFormatter, leads_to_journal
+from amlmount.privileges import forbid_core_dumps
 
 LOG_BYTES = 1 << 20
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -129,9 +131,13 @@ def already_running(pid: int | None) -> AmlmountError:
 
 
 def let_go_of_everything(keep: Iterable[int]) -> None:
-    """Leave the directory we were started in and close inherited descriptors, so that no mount is kept busy by us."""
+    """Leave the directory we were started in and close inherited descriptors, so that no mount is kept busy by us.
+
+    What we hold in memory is let go of as well: there is no core of it.
+    """
     os.chdir("/")
     os.umask(0o022)
+    forbid_core_dumps()
     first = 3
     for fd in sorted(set(keep)):
         if fd >= first:
@@ -160,6 +166,8 @@ def start_logging(to_file: str | None, *, verbose: bool) -> None:
         handler = logging.handlers.RotatingFileHandler(to_file, maxBytes=LOG_BYTES, backupCount=1)
     if not isinstance(handler, JournalHandler):
         handler.setFormatter(RedactingFormatter(LOG_FORMAT))
+    if to_file is None:
+        faulthandler.enable()  # a watchdog ends us with SIGABRT: that writes down where we were stuck
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)

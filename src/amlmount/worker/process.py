@@ -8,12 +8,13 @@ import faulthandler
 import gc
 import logging
 import os
-import resource
 import signal
 import sys
+from collections.abc import Iterable
 
 from amlmount.journal import JournalHandler
 from amlmount.log import RedactingFormatter
+from amlmount.privileges import Capability, forbid_core_dumps, gain_none, keep_only
 
 PR_SET_NAME = 15  # include/uapi/linux/prctl.h
 MAX_LOG_BYTES = 1 << 20
@@ -24,14 +25,27 @@ STDERR_FD = 2
 def settle(name: str) -> None:
     """Name the process `amlmount:NAME` (the kernel keeps 15 bytes), forbid core dumps, leave the caller's directory.
 
-    A core would hold file contents and credentials. The working directory must not keep anybody's mount busy.
+    The working directory must not keep anybody's mount busy.
     """
     ctypes.CDLL(None).prctl(PR_SET_NAME, f"amlmount:{name}".encode()[:15], 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_core_dumps()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.umask(0o077)
     os.chdir("/")
     _favour_latency()
+
+
+def give_up_privileges(store_types: Iterable[str]) -> None:
+    """Keep what serving needs of root's rights: SYS_ADMIN for files that the kernel reads by itself, DAC_OVERRIDE for
+    secrets that are other users' files; and for local stores what it takes to write as if their owner did.
+
+    Not for a worker that mounts by itself: as an ordinary user that takes fusermount3, which is set-user-ID.
+    """
+    kept = {Capability.SYS_ADMIN, Capability.DAC_OVERRIDE}
+    if "local" in store_types:
+        kept |= {Capability.CHOWN, Capability.FOWNER, Capability.FSETID}
+    keep_only(kept)
+    gain_none()
 
 
 def _favour_latency() -> None:

@@ -24,7 +24,7 @@ from amlmount.worker.estate import Estate, take_possession
 from amlmount.worker.health import health_question
 from amlmount.worker.late_cache import await_cache
 from amlmount.worker.orders import ERROR, NEGOTIATED, READY, SERVING, START, StartOrder
-from amlmount.worker.process import log_to_stderr, settle
+from amlmount.worker.process import give_up_privileges, log_to_stderr, settle
 from amlmount.worker.source import open_checked, open_files
 from amlmount.worker.tie import Tie
 from amlmount.worker.watch import Watch
@@ -41,6 +41,8 @@ def run(channel: Channel) -> int:
         return 0
     order = StartOrder.from_json(message.body)
     settle(order.spec.name)
+    if not order.tied:
+        give_up_privileges(str(source.store.get("type")) for source in order.spec.sources)
     log_to_stderr(order.spec.name, order.verbose)
     try:
         return Worker(channel, order, message.descriptors[0] if order.tied else None).run()
