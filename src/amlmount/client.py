@@ -20,6 +20,7 @@ from amlmount.states import Change, MountStatus, Outcome, Refreshed
 
 if TYPE_CHECKING:
     from amlmount.events.event import Event
+    from amlmount.states.stats import MountStats
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0
@@ -117,6 +118,21 @@ class DaemonClient:
             while line := response.readline(MAX_LINE_BYTES):
                 yield Event.from_json(json.loads(line))
 
+    def stats(self, names: Sequence[str] | None = None, *, within_s: float) -> "list[MountStats]":
+        """Return the figures of the mounts that are served, after about `within_s` seconds at most.
+
+        Raises NotFoundError.
+        """
+        from amlmount.states.stats import MountStats
+
+        query = urlencode([("within", within_s), *[("name", name) for name in names or ()]])
+        return [MountStats.from_json(data) for data in self._call("GET", f"/v1/stats?{query}")["stats"]]
+
+    def metrics(self) -> str:
+        """Return what Prometheus reads."""
+        with self._exchange("GET", "/metrics", None, ANSWER_TIMEOUT_S) as (_, response):
+            return response.read().decode()
+
     def changes(self) -> list[Change]:
         """Return what `reload` would do; the configuration is read again for that."""
         answer = self._call("POST", "/v1/reload", {"dry_run": True})
@@ -138,6 +154,12 @@ class DaemonClient:
         """Put new mounts in the place of these (None: of all that are up); `progress` as in `up`."""
         body = {"names": names, "timeout_s": timeout_s, "sudo_uid": sudo_uid}
         return self._follow("/v1/restart", body, timeout_s + ANSWER_TIMEOUT_S, progress)
+
+    def restarts(self, names: Sequence[str] | None, *, upgrade: bool) -> list[Change]:
+        """Return what `restart` would do; with `upgrade`, for those that another program would serve."""
+        body = {"names": names, "dry_run": True, "upgrade": upgrade}
+        answer = self._call("POST", "/v1/restart", body)
+        return [Change.from_json(change) for change in answer["changes"]]
 
     def hand_over(self) -> int:
         """Have the daemon end with everything left mounted, and return its pid once it has gone."""

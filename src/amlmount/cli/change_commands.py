@@ -55,20 +55,59 @@ def restart(
     the_daemon: Annotated[
         bool, typer.Option("--daemon", help="Replace the daemon, as after an upgrade; all mounts go on being served.")
     ] = False,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", help="Only what an older amlmount or blobfuse2 serves than is installed now.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
     timeout: Timeout = "5m",  # type: ignore[assignment]
     output: Output = Format.TABLE,
 ) -> None:
-    """Put new mounts in the place of those that are up, without a gap where that can be."""
+    """Put new mounts in the place of those that are up, without a gap where that can be.
+
+    With --upgrade, after one: first the daemon, if it is older, then the mounts that are served by older programs.
+    """
     talk = console(ctx)
     if the_daemon:
         _restart_daemon(ctx, names)
         return
+    if dry_run:
+        _print_changes(talk, _restarts(ctx, names or None, upgrade), output)
+        return
+    chosen = _older(ctx, names or None) if upgrade else names or None
     steps = Steps(talk)
     outcome = _ask(
-        ctx,
-        lambda client: client.restart(names or None, timeout_s=timeout, sudo_uid=sudo_uid(), progress=steps.tell),
+        ctx, lambda client: client.restart(chosen, timeout_s=timeout, sudo_uid=sudo_uid(), progress=steps.tell)
     )
     _finish(talk, outcome, output, "restart")
+
+
+def _older(ctx: typer.Context, names: list[str] | None) -> list[str]:
+    """Have the daemon be what is installed, and return which mounts are served by something older."""
+    if _daemon_change(ctx) is not None:
+        _restart_daemon(ctx, None)
+    return [change.name for change in _ask(ctx, lambda client: client.restarts(names, upgrade=True))]
+
+
+def _restarts(ctx: typer.Context, names: list[str] | None, upgrade: bool) -> "list[Change]":
+    """Return what would be done. Workers of a daemon that is older than what is installed are as old as it is."""
+    from dataclasses import replace
+
+    found = {change.name: change for change in _ask(ctx, lambda client: client.restarts(names, upgrade=upgrade))}
+    if (older := _daemon_change(ctx)) is not None:
+        for change in _ask(ctx, lambda client: client.restarts(names, upgrade=False)):
+            status = next(iter(_ask(ctx, lambda client, name=change.name: client.status([name]))))  # type: ignore[misc]
+            if status.engine == "python":
+                found[change.name] = replace(change, fields=(*change.fields, older))
+        console(ctx).note(f"the daemon is older than what is installed and would be restarted first: {older}")
+    return list(found.values())
+
+
+def _daemon_change(ctx: typer.Context) -> str | None:
+    """Say how the daemon's program differs from what is installed, None if it does not."""
+    from amlmount.worker.program import LOADED
+
+    running = _ask(ctx, lambda client: client.ping()).get("program", "an older one")
+    return None if running == LOADED.text else f"amlmount: {running} -> {LOADED.text}"
 
 
 def _restart_daemon(ctx: typer.Context, names: list[str] | None) -> None:

@@ -17,7 +17,7 @@ from amlmount.config.resolve import container_spec
 from amlmount.config.spec import MountSpec
 from amlmount.errors import AmlmountError
 from amlmount.events import kinds
-from amlmount.states import SERVING, Failure, MountState, MountStatus, Outcome, Plan
+from amlmount.states import SERVING, Change, Failure, MountState, MountStatus, Outcome, Plan
 from amlmount.supervisor.supervise import Progress, Supervisor
 from amlmount.supervisor.surroundings import Surroundings, failure_of
 
@@ -154,6 +154,16 @@ class AccountSupervisor(Supervisor):
                 account.wanted, account.failure = False, None
                 _cancel(account)
         return await super().down(self._members(names), lazy=lazy, timeout_s=timeout_s, progress=progress)
+
+    async def restart(
+        self, names: Sequence[str] | None, *, timeout_s: float, progress: Progress = lambda _: None
+    ) -> Outcome:
+        """See Supervisor."""
+        return await super().restart(self._members(names), timeout_s=timeout_s, progress=progress)
+
+    async def restarts(self, names: Sequence[str] | None, *, only_newer: bool) -> list[Change]:
+        """See Supervisor."""
+        return await super().restarts(self._members(names), only_newer=only_newer)
 
     async def close(self, *, timeout_s: float) -> None:
         """See Supervisor."""

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from amlmount.engines.base import Askable, Engine, Replaces, Running
+from amlmount.engines.upgrades import newer_program
 from amlmount.errors import AmlmountError, from_json
 from amlmount.events import kinds
 from amlmount.mounts import MountEntry, is_ours
@@ -96,6 +97,14 @@ class MountOwner(ServedMount):
         failures: list[Failure] = []
         await asyncio.wait({self._begin(partial(self._renew, failures))})
         return failures[0] if failures else None
+
+    async def newer(self) -> str | None:
+        """Say which other program would serve it if it were made anew, None if none would. Raises AmlmountError."""
+        running, old = self._running, self._engine
+        if running is None or old is None or self.status.state not in SERVING or self.status.is_orphaned:
+            return None
+        engine, _ = await asyncio.to_thread(self._around.select_engine, self._next_spec or self.spec)
+        return await newer_program(old, running, engine)
 
     async def gap(self) -> str | None:
         """Say why there must be a moment without a mount when it is renewed, None if there need not. Never raises."""

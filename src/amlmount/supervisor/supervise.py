@@ -31,11 +31,12 @@ from amlmount.states import (
 )
 from amlmount.supervisor.adoption import close, grouped, let_go, spec_in
 from amlmount.supervisor.owner import MountOwner
-from amlmount.supervisor.planning import plan_for
+from amlmount.supervisor.planning import plan_for, restart_of
 from amlmount.supervisor.surroundings import Surroundings, clear_leftover
 
 log = logging.getLogger(__name__)
 Progress = Callable[[MountStatus], None]
+SETTLE_S = 10.0
 
 
 class Supervisor:
@@ -220,6 +221,15 @@ class Supervisor:
                 owner.tell(Wanted())
                 jobs[owner.spec.name] = _wait_until_up(owner)
         return await self._carry_through(owners, jobs, timeout_s, "restart", progress)
+
+    async def restarts(self, names: Sequence[str] | None, *, only_newer: bool) -> list[Change]:
+        """Say what `restart` would do with those that are up (`planning.restart_of`). Raises NotFoundError."""
+        owners = self._pick(names)
+        if coming := [asyncio.create_task(o.settled()) for o in owners if o.status.state in COMING]:
+            await asyncio.wait(coming, timeout=SETTLE_S)  # a daemon that has just begun adopts them
+        up = [owner for owner in owners if owner.status.state in SERVING]
+        found = [await restart_of(owner, only_newer=only_newer) for owner in up]
+        return [change for change in found if change is not None]
 
     async def leave(self, *, timeout_s: float) -> None:
         """Let everything be, for the daemon that comes next: wait for what is under way, then touch nothing."""

@@ -1,11 +1,13 @@
 """What the starter may ask of a mount that is being served: each question in a thread of its own, answered by number.
 
-`refresh` (path) and what is asked about the cache (`worker.caching`). A question that fails is answered with an error.
+`program` (which amlmount serves it), `refresh` (path), and what is asked about the cache (`worker.caching`). A question
+that fails is answered with an error.
 """
 
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from amlmount.errors import AmlmountError, UsageError, WaitTimeoutError
@@ -15,6 +17,7 @@ from amlmount.vfs.filesystem import BlobFileSystem
 from amlmount.vfs.tree import Change
 from amlmount.worker.kernel_news import KernelNews
 from amlmount.worker.orders import ANSWER
+from amlmount.worker.program import LOADED
 
 MAX_NAMES = 10_000
 KERNEL_PATIENCE_S = 30.0
@@ -28,7 +31,7 @@ class Controls:
 
     def __init__(self, tell: Tell, handlers: dict[str, Handler]) -> None:
         self._tell = tell
-        self._handlers = handlers
+        self._handlers = {"program": lambda asked: asdict(LOADED)} | handlers
 
     def learn(self, handlers: dict[str, Handler]) -> None:
         """Answer these questions too from now on."""

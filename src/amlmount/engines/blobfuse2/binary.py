@@ -49,7 +49,15 @@ def find_binary() -> Binary | None:
             f"cannot use '{path}' as blobfuse2: it is not a program of that name",
             hint=f"{VARIABLE} must name the program itself, and its file must be called blobfuse2",
         )
-    status = os.stat(path)
+    return examine(path)
+
+
+def examine(path: str) -> Binary:
+    """Return what the program at `path` is. Raises AmlmountError if it does not run, or is too old."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise AmlmountError(f"cannot examine '{path}': {error.strerror}") from None
     return _examined(path, status.st_mtime_ns, status.st_size)
 
 
