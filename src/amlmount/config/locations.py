@@ -55,8 +55,7 @@ def make_private_dir(path: Path) -> None:
 def check_private_dir(path: Path) -> None:
     """Raise ConfigError unless `path` is a real directory, ours, with mode 0700, or not there at all.
 
-    Root's may be passed through (0710) by the group that shares its socket, see `share_with_group`; by root's own group
-    when systemd has just made it.
+    Root's may be passed through (0710) by the group that shares its socket, see `share_with_group`.
 
     In a folder like /tmp anybody could have made it first, and would then read what goes through our socket.
     """
@@ -69,7 +68,7 @@ def check_private_dir(path: Path) -> None:
     if found.st_uid != os.geteuid():
         raise _refuse(path, f"it belongs to user {found.st_uid}")
     others = stat.S_IMODE(found.st_mode) & 0o077
-    if others and not (others == stat.S_IXGRP and os.geteuid() == 0 and found.st_gid in (0, shared_group())):
+    if others and not (others == stat.S_IXGRP and found.st_gid == shared_group()):
         raise _refuse(path, f"others can enter it (mode {stat.S_IMODE(found.st_mode):04o})")
 
 
