@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from amlmount.api import ApiServer
+from amlmount.api import ApiServer, Figures
 from amlmount.client import DaemonClient
 from amlmount.config.models import HealthConfig
 from amlmount.errors import ConfigError, DaemonUnreachableError, NetworkError, NotFoundError, UsageError
@@ -36,6 +36,10 @@ class FakeService:
     @property
     def supervisor(self) -> Supervisor:
         return self.world.supervisor
+
+    @property
+    def figures(self) -> Figures:
+        return Figures(self.supervisor)
 
     @property
     def health(self) -> HealthKeeper:

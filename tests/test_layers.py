@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 LAYERS = [
-    {"errors", "metrics", "states"},
+    {"metrics"},
+    {"errors", "states"},
     {"blobfuse2"},
     {"run", "log"},
     {"mounts", "descriptors", "systemd", "journal", "events", "privileges"},

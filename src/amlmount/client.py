@@ -20,6 +20,7 @@ from amlmount.states import Change, MountStatus, Outcome, Refreshed
 
 if TYPE_CHECKING:
     from amlmount.events.event import Event
+    from amlmount.states.stats import MountStats
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0
@@ -116,6 +117,21 @@ class DaemonClient:
         with self._exchange("GET", f"/v1/events?{query}", None, timeout_s) as (_, response):
             while line := response.readline(MAX_LINE_BYTES):
                 yield Event.from_json(json.loads(line))
+
+    def stats(self, names: Sequence[str] | None = None, *, within_s: float) -> "list[MountStats]":
+        """Return the figures of the mounts that are served, after about `within_s` seconds at most.
+
+        Raises NotFoundError.
+        """
+        from amlmount.states.stats import MountStats
+
+        query = urlencode([("within", within_s), *[("name", name) for name in names or ()]])
+        return [MountStats.from_json(data) for data in self._call("GET", f"/v1/stats?{query}")["stats"]]
+
+    def metrics(self) -> str:
+        """Return what Prometheus reads."""
+        with self._exchange("GET", "/metrics", None, ANSWER_TIMEOUT_S) as (_, response):
+            return response.read().decode()
 
     def changes(self) -> list[Change]:
         """Return what `reload` would do; the configuration is read again for that."""

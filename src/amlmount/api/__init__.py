@@ -3,7 +3,8 @@
 To try it by hand: curl --unix-socket $XDG_RUNTIME_DIR/amlmount/amlmount.sock http://amlmount/v1/status
 """
 
+from amlmount.api.figures import Figures
 from amlmount.api.routes import Service, make_app
 from amlmount.api.server import ApiServer
 
-__all__ = ["ApiServer", "Service", "make_app"]
+__all__ = ["ApiServer", "Figures", "Service", "make_app"]

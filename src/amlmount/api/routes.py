@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from amlmount.api.figures import Figures
 from amlmount.api.following import FOLLOWERS, WAITING, end_all, ended_with, serve_events
 from amlmount.api.peers import GROUP, admit, refuse_borrowed_identity
 from amlmount.errors import AmlmountError, UsageError
@@ -40,6 +41,11 @@ class Service(Protocol):
     @property
     def health(self) -> HealthKeeper:
         """Who looks whether all is well with them."""
+        ...
+
+    @property
+    def figures(self) -> Figures:
+        """What mounts have counted."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -157,6 +163,8 @@ def make_app(service: Service, group: int | None = None) -> web.Application:
             web.get("/v1/ping", _ping),
             web.get("/v1/status", _status),
             web.get("/v1/events", _events),
+            web.get("/v1/stats", service.figures.serve_stats),
+            web.get("/metrics", service.figures.serve_metrics),
             web.post("/v1/wait", _wait),
             web.post("/v1/up", _up),
             web.post("/v1/down", _down),

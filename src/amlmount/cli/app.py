@@ -26,6 +26,7 @@ from amlmount.cli import (
     recover_commands,
     refresh_command,
     render_commands,
+    stats_command,
     store_commands,
 )
 from amlmount.cli.output import Console
@@ -96,6 +97,7 @@ app.command()(config_commands.init)
 app.command()(render_commands.render)
 app.command("import")(render_commands.import_)
 app.command()(doctor_commands.doctor)
+app.command()(stats_command.stats)
 app.command()(event_commands.events)
 app.command()(log_commands.logs)
 app.command()(event_commands.wait)

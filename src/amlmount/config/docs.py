@@ -14,6 +14,7 @@ from amlmount.config.models import (
     ContainerFilter,
     DaemonConfig,
     HealthConfig,
+    MetricsConfig,
     Mount,
     MountOptions,
     SourcePart,
@@ -131,6 +132,11 @@ writes to it any more; one that cannot be used, or names no mounts any more, cha
 that another machine makes in a shared folder are not seen.
 """
 
+METRICS = """
+`metrics: {listen: 127.0.0.1:9464}` has the daemon serve `/metrics` by TCP, without asking who reads it;
+[metrics.md](metrics.md) has the list. The same is always to be had on the daemon's socket.
+"""
+
 UNSAID = """
 ## What happens when nothing is said
 
@@ -146,9 +152,10 @@ UNSAID = """
 def render_docs() -> str:
     """Return the text of docs/configuration.md."""
     cache = ("\n## Cache\n", _keys(CacheConfig))
+    metrics = ("\n## Metrics\n", METRICS, _keys(MetricsConfig))
     health = ("\n## Health\n", HEALTH, _keys(HealthConfig))
     daemon = ("\n## Daemon\n", DAEMON, _keys(DaemonConfig))
-    sections = [INTRODUCTION, *_stores(), *_mounts(), *_profiles(), *cache, *health, *daemon, UNSAID]
+    sections = [INTRODUCTION, *_stores(), *_mounts(), *_profiles(), *cache, *health, *metrics, *daemon, UNSAID]
     return "\n".join(section.strip("\n") + "\n" for section in sections)
 
 

@@ -25,6 +25,7 @@ from amlmount.config.units import (
 )
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+ADDRESS_PATTERN = r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})$"
 OWNER_PATTERN = r"^[A-Za-z0-9_.@\\-]+(:[A-Za-z0-9_.@\\-]+)?$"
 
 _ZERO = {"const": 0}
@@ -66,6 +67,20 @@ def parse_prefix(value: object) -> str:
     return path
 
 
+def parse_address(value: object) -> str:
+    """Return an address of a TCP port: `127.0.0.1:9464`, `[::1]:9464`, `localhost:9464`."""
+    found = re.fullmatch(ADDRESS_PATTERN, value) if isinstance(value, str) else None
+    if found is None or not 0 <= int(found[2]) <= 65535:
+        raise ValueError(f"{value!r} is not an address and a port; write it as in 127.0.0.1:9464")
+    return str(value)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of what `parse_address` let through."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 Size = Annotated[
     int,
     BeforeValidator(parse_size),
@@ -96,6 +111,7 @@ Mode = Annotated[
     PlainSerializer(format_mode),
     WithJsonSchema({"type": ["string", "integer"], "pattern": "^(0o)?[0-7]{1,4}$", "examples": ["0644"]}),
 ]
+Address = Annotated[str, BeforeValidator(parse_address), WithJsonSchema({"type": "string", "pattern": ADDRESS_PATTERN})]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Owner = Annotated[str, Field(pattern=OWNER_PATTERN)]
 Prefix = Annotated[str, BeforeValidator(parse_prefix), WithJsonSchema({"type": "string"})]

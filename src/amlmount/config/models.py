@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from amlmount.config.fields import AlsoTakes, Duration, Mode, Name, Owner, Prefix, Share, Size, SizeOrPercent
+from amlmount.config.fields import Address, AlsoTakes, Duration, Mode, Name, Owner, Prefix, Share, Size, SizeOrPercent
 from amlmount.config.profiles import GIB, MIB, PolicyOverrides
 from amlmount.config.spec import Durability, EngineName, Front, Frozen, ProfileName
 from amlmount.config.store_models import Store
@@ -110,6 +110,14 @@ class CacheConfig(Frozen):
     keep_free: SizeOrPercent = Field(default=10 * GIB, description="what stays free on that disk in any case")
 
 
+class MetricsConfig(Frozen):
+    """Where metrics can be read besides the daemon's socket."""
+
+    listen: Address | None = Field(
+        default=None, description="host:port for Prometheus, such as 127.0.0.1:9464; left out: nowhere"
+    )
+
+
 class HealthConfig(Frozen):
     """How often mounts and stores are looked at, and from when on something is wrong with them."""
 
@@ -146,4 +154,5 @@ class Config(Frozen):
     defaults: MountOptions = Field(default_factory=MountOptions, description="options of every mount that says nothing")
     cache: CacheConfig = Field(default_factory=CacheConfig, description="the cache on disk")
     health: HealthConfig = Field(default_factory=HealthConfig, description="when something is said to be wrong")
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig, description="metrics for Prometheus")
     daemon: DaemonConfig = Field(default_factory=DaemonConfig, description="how the daemon behaves")

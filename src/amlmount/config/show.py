@@ -28,6 +28,7 @@ def effective_data(loaded: Loaded, user: DaemonUser) -> dict[str, Any]:
         "mounts": {name: _effective_mount(loaded, name, user) for name in config.mounts},
         "cache": config.cache.model_dump(mode="json", exclude_none=True),
         "health": config.health.model_dump(mode="json"),
+        "metrics": config.metrics.model_dump(mode="json", exclude_none=True),
         "daemon": config.daemon.model_dump(mode="json"),
     }
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import amlmount
-from amlmount.api import ApiServer
+from amlmount.api import ApiServer, Figures
 from amlmount.cache import assign_caches, assign_state, prepare_cache
 from amlmount.config.load import config_files, config_folders, load_config, main_file
 from amlmount.config.locations import Locations, share_with_group, shared_group
@@ -174,6 +174,7 @@ class _Daemon:
         specs = self._specs(self._config)
         self.supervisor = _make_supervisor(options, specs, self._forks, self._store, self._events)
         self._caches = CacheKeeper(self.supervisor, lambda: self._config.cache)
+        self.figures = Figures(self.supervisor, self._caches.used_bytes.get)
         self.health = HealthKeeper(self.supervisor, lambda: self._config.health)
         self._server = ApiServer(self, self._socket, group=_share(options.locations))
         self._requests = 0
@@ -196,6 +197,8 @@ class _Daemon:
             undo.callback(TableWatch(self._on_table).close)
             undo.push_async_callback(self._server.close)
             await self._server.open()
+            undo.push_async_callback(self.figures.close)
+            self.figures.listen(self._config.metrics.listen)
             undo.push_async_callback(self._close_mounts)
             for watcher in (RefreshTimer(self.supervisor), self._caches, self.health):
                 self.supervisor.listen(watcher.on_change)
@@ -247,6 +250,7 @@ class _Daemon:
             raise
         self._config, self._seen, self._config_error = config, seen, None
         self._follow_config()
+        self.figures.listen(config.metrics.listen)
         self._caches.share_out_soon()
 
     @contextlib.contextmanager

@@ -99,6 +99,7 @@ class ReadOnlyAdapter:
         self._packer = InodePacker(policy, ownership)
         self._directories = Directories(fs, policy, self._packer)
         self._no_open = False
+        self.read_bytes = self.written_bytes = 0  # of requests; what the kernel has it reads by itself
         self._open_reply = OPEN_OUT.pack(0, self._open_flags(), 0)
         self._backings = backings
         is_tracking = isinstance(fs, OpenFiles) and fs.tracks_opens
@@ -207,6 +208,7 @@ class ReadOnlyAdapter:
     def _read(self, request: Request, may_wait: bool) -> Reply:
         body = cast(ReadIn, request.body)
         data = self._fs.read(request.node_id, body.offset, body.size_bytes, may_wait=may_wait)
+        self.read_bytes += len(data)
         return data if len(data) <= body.size_bytes else memoryview(data)[: body.size_bytes]
 
     def _statfs(self, request: Request, may_wait: bool) -> Reply:

@@ -10,6 +10,7 @@ import logging
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Mapping, MutableSequence
 from functools import partial
 from typing import Protocol
@@ -35,6 +36,7 @@ from amlmount.fuse.protocol import (
 )
 from amlmount.fuse.signals import is_being_killed
 from amlmount.fuse.stopper import Stopper
+from amlmount.metrics import Timings
 from amlmount.vfs.base import WouldBlock
 
 log = logging.getLogger(__name__)
@@ -124,6 +126,7 @@ class Session:
         self._constant_errors = handler.constant_errors
         self._follow_ups = handler.follow_ups
         self.request_counts: dict[int, int] = {}
+        self.waits: dict[int, Timings] = {}  # of requests that could not be answered at once, by opcode
         self.failure_count = 0  # of requests that were answered with an error which is nobody's wish
         if negotiated is not None:
             handler.begin(negotiated)
@@ -218,7 +221,7 @@ class Session:
             reply = self._handler.handle(request, may_wait=False)
         except WouldBlock:
             self._waiting[request.unique & ~UNIQUE_RESEND] = request
-            self._pool.submit(partial(self._answer_waiting, request, buffer))
+            self._pool.submit(partial(self._answer_waiting, request, buffer, time.perf_counter_ns()))
             return False
         except Exception as error:
             self._fail(request, error)
@@ -227,7 +230,7 @@ class Session:
             self._deliver(request, reply)
         return True
 
-    def _answer_waiting(self, request: Request, buffer: memoryview) -> None:
+    def _answer_waiting(self, request: Request, buffer: memoryview, begun_ns: int) -> None:
         key = request.unique & ~UNIQUE_RESEND
         reply: Reply = None
         failure: Exception | None = None
@@ -244,6 +247,8 @@ class Session:
         elif reply is not None:
             self._take_back(request, reply)
         self._buffers.give_back(buffer)
+        waits = self.waits.get(request.opcode)
+        (waits or self.waits.setdefault(request.opcode, Timings())).note(time.perf_counter_ns() - begun_ns)
 
     def _on_init(self, request: Request) -> None:
         init = request.body

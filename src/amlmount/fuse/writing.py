@@ -163,7 +163,9 @@ class WritingAdapter(ReadOnlyAdapter):
 
     def _write(self, request: Request, may_wait: bool) -> Reply:
         body = body_of(request, parse_write)
-        return WRITE_OUT.pack(self._files.write(request.node_id, body.offset, body.data, may_wait=may_wait), 0)
+        written = self._files.write(request.node_id, body.offset, body.data, may_wait=may_wait)
+        self.written_bytes += written
+        return WRITE_OUT.pack(written, 0)
 
     def _flush(self, request: Request, may_wait: bool) -> Reply:
         opened = self._opens.get(body_of(request, parse_handle))

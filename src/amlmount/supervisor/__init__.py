@@ -5,8 +5,10 @@ The daemon is its only user; engines, kernel and clock are handed in (`Surroundi
 
 from amlmount.supervisor.accounts import AccountSupervisor
 from amlmount.supervisor.caching import CacheKeeper
+from amlmount.supervisor.exposing import Exposition
 from amlmount.supervisor.health import HealthKeeper
 from amlmount.supervisor.host import Host, KernelHost
+from amlmount.supervisor.measuring import Measurer
 from amlmount.supervisor.owner import MountOwner
 from amlmount.supervisor.records import MadeTarget, MountRecord, RecordStore
 from amlmount.supervisor.refreshing import RefreshTimer
@@ -18,11 +20,13 @@ from amlmount.supervisor.watching import TableWatch
 __all__ = [
     "AccountSupervisor",
     "CacheKeeper",
+    "Exposition",
     "Goal",
     "HealthKeeper",
     "Host",
     "KernelHost",
     "MadeTarget",
+    "Measurer",
     "MountOwner",
     "MountRecord",
     "RecordStore",

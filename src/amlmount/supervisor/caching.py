@@ -51,6 +51,7 @@ class CacheKeeper:
         self._round: asyncio.Task[None] | None = None
         self._told: dict[str, int] = {}
         self._measured: dict[str, tuple[float, int]] = {}
+        self.used_bytes: dict[str, int] = {}  # by mount, as found in the last round
 
     def on_change(self, status: MountStatus) -> None:
         """Take in that a mount came or went: a new one is to have its allowance at once."""
@@ -96,9 +97,9 @@ class CacheKeeper:
             room = rooms.setdefault(os.path.dirname(directory), _Room(os.path.dirname(directory)))
             room.names[directory] = spec.name
             if used_bytes is None:
-                room.silent[directory] = await asyncio.to_thread(disk_bytes, directory)
+                room.silent[directory] = self.used_bytes[spec.name] = await asyncio.to_thread(disk_bytes, directory)
             else:
-                room.used[directory] = used_bytes
+                room.used[directory] = self.used_bytes[spec.name] = used_bytes
         for room in rooms.values():
             await asyncio.to_thread(self._measure_idle, room)
         return list(rooms.values())

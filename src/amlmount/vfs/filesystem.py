@@ -26,6 +26,7 @@ from amlmount.vfs.names import MAX_SEGMENT_BYTES, HiddenReason, encode_segment
 from amlmount.vfs.nodes import DirectoryNode, FileNode, Numbers, Source
 from amlmount.vfs.probe import probe_source
 from amlmount.vfs.succession import Journal, Succession, replay
+from amlmount.vfs.tally import StoreTally
 from amlmount.vfs.tree import Change, Tree, changes_between
 
 LOCAL_AHEAD, REMOTE_AHEAD = 1, 4  # directories: a local listing costs CPU, a remote one a round trip
@@ -59,13 +60,14 @@ class BlobFileSystem:
         self._opened_ns = time.time_ns()
         self._lock = threading.Lock()
         self._troubles = TroubleLog()
+        self.tally = StoreTally()
         self.on_change: Callable[[DirectoryNode, dict[bytes, Node]], None] = lambda directory, before: None
         whole = next((source for name, source in sources if name is None), None)
         self._root = DirectoryNode(ROOT_NODE_ID, ROOT_NODE_ID, ROOT_NODE_ID, b"", whole, "", self._opened_ns)
         self._tree = Tree(self._root, self._numbers, self._opened_ns)
         self._succession: Succession | None = None
         width = LOCAL_AHEAD if all(source.store.is_local for source in self._sources) else REMOTE_AHEAD
-        self._listings = Listings(self._tree, self._lock, policy, clock, self._troubles)
+        self._listings = Listings(self._tree, self._lock, policy, clock, self._troubles, self.tally.listings)
         self._listings.on_installed = self._installed
         self._listings.on_change = lambda directory, before: self.on_change(directory, before)
         self._ahead = ListAhead(lambda directory: self._listings.entries(directory, may_wait=True), width)
@@ -142,12 +144,16 @@ class BlobFileSystem:
 
     def _download(self, node: FileNode, start: int, size_bytes: int) -> bytes | memoryview:
         """Ask the store for bytes that the blob has; it sends exactly those or this raises OSError."""
-        store = node.source.store
+        store, tally = node.source.store, self.tally
         get = getattr(store, "get_buffer", store.get)  # without a last copy, where a store has that
+        begun_ns = time.perf_counter_ns()
         try:
             data: bytes | memoryview = get(node.blob_name, start, size_bytes, if_match=node.etag)
         except AmlmountError as error:
+            tally.reads.failed += 1
             raise self._read_failed(node, error) from error
+        tally.reads.note(time.perf_counter_ns() - begun_ns)
+        tally.read_bytes += len(data)
         self._troubles.worked(node.source.name)
         if len(data) != size_bytes:
             raise OSError(

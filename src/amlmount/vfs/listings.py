@@ -13,6 +13,7 @@ from functools import partial
 
 from amlmount.config.spec import Policy
 from amlmount.errors import AmlmountError
+from amlmount.metrics import Timings
 from amlmount.stores.base import Page
 from amlmount.vfs.base import Node, WouldBlock
 from amlmount.vfs.content.workers import Workers
@@ -34,7 +35,13 @@ class Listings:
     """
 
     def __init__(
-        self, tree: Tree, lock: threading.Lock, policy: Policy, clock: Callable[[], float], troubles: TroubleLog
+        self,
+        tree: Tree,
+        lock: threading.Lock,
+        policy: Policy,
+        clock: Callable[[], float],
+        troubles: TroubleLog,
+        timings: Timings,
     ) -> None:
         self._tree = tree
         self._lock = lock
@@ -42,6 +49,7 @@ class Listings:
         self._policy = policy
         self._clock = clock
         self._troubles = troubles
+        self._timings = timings
         self._workers = Workers(LONG_LISTINGS, "listing")
         self.on_installed: Callable[[DirectoryNode, Children], None] = lambda directory, before: None
         self.on_change: Callable[[DirectoryNode, Children], None] = lambda directory, before: None
@@ -152,12 +160,14 @@ class Listings:
             self._install(gathering, fetch, directory)
         except AmlmountError as error:
             self._failed(gathering, fetch, directory, error)
+            self._timings.failed += 1
             self._troubles.failed(source.name, error)
             raise
         except BaseException:
             unknown = AmlmountError(f"cannot list {directory.blob_name!r}: internal error")
             self._failed(gathering, fetch, directory, unknown)
             raise
+        self._timings.note(int((self._clock() - fetch.started_at) * 1e9))
         self._troubles.worked(source.name)
         if fetch.before is not None:
             self.on_change(directory, fetch.before)

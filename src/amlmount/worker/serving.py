@@ -26,6 +26,7 @@ from amlmount.worker.late_cache import await_cache
 from amlmount.worker.orders import ERROR, NEGOTIATED, READY, SERVING, START, StartOrder
 from amlmount.worker.process import give_up_privileges, log_to_stderr, settle
 from amlmount.worker.source import open_checked, open_files
+from amlmount.worker.stats import stats_question
 from amlmount.worker.tie import Tie
 from amlmount.worker.watch import Watch
 
@@ -110,6 +111,7 @@ class Worker:
             self._tell({"op": SERVING})
         self._controls = controls_for(files, notifier, self._tell)
         self._controls.learn({"health": health_question(session, files)})
+        self._controls.learn({"stats": stats_question(session, adapter, files)})
         await_cache(files, self._spec, self._controls)
         log.info("ended: %s", session.run().value)
 

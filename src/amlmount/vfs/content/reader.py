@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from amlmount.config.spec import MountSpec, Policy
+from amlmount.vfs.base import WouldBlock
 from amlmount.vfs.content import checksum
 from amlmount.vfs.content.checksum import Buffer
 from amlmount.vfs.content.directory import CacheDirectory
@@ -43,6 +44,7 @@ class ContentReader:
         """`download(node, start, length)` returns exactly those bytes or raises OSError."""
         keys, recent = Keys(identities), RecentPieces(MEMORY_BYTES)
         self.directory = directory
+        self.hits = self.misses = 0  # of reads that somebody asked for: those that need not wait, and the others
         self._keys = keys
         self._whole_bytes = max(policy.prefetch_small_bytes, WHOLE_BYTES)
         self._range_workers = Workers(RANGE_WORKERS, "ranges")
@@ -67,9 +69,16 @@ class ContentReader:
 
     def read(self, node: FileNode, offset: int, size_bytes: int, *, may_wait: bool) -> Buffer:
         """Return bytes that lie within the blob. Raises WouldBlock, and the OSError of a download that failed."""
-        if node.size_bytes <= self._whole_bytes:
-            return self._small.read(node, offset, size_bytes, may_wait=may_wait)
-        return self._large.read(node, offset, size_bytes, may_wait=may_wait)
+        blobs = self._small if node.size_bytes <= self._whole_bytes else self._large
+        if may_wait:
+            return blobs.read(node, offset, size_bytes, may_wait=True)
+        try:
+            data = blobs.read(node, offset, size_bytes, may_wait=False)
+        except WouldBlock:
+            self.misses += 1
+            raise
+        self.hits += 1
+        return data
 
     def warm_up(self) -> None:
         """Load what the first reader of a large blob would wait for."""
