@@ -147,6 +147,8 @@ class Exerciser:
         if mine.st_size != theirs.st_size:
             self.fail(f"{path}: {mine.st_size} bytes, not {theirs.st_size}")
         was_set = theirs.st_mtime_ns < 1_150_000_000 * 10**9
+        if not mine.st_size:  # whoever empties what is empty changes nothing here
+            return
         if abs(mine.st_mtime_ns - theirs.st_mtime_ns) > (0 if was_set else NEAR_NS):
             self.fail(f"{path}: of {mine.st_mtime_ns}, not {theirs.st_mtime_ns}")
 

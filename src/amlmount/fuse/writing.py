@@ -183,7 +183,7 @@ class WritingAdapter(ReadOnlyAdapter):
     def _setattr(self, request: Request) -> Reply:
         body = body_of(request, parse_setattr)
         if body.valid & Valid.SIZE:
-            self._files.resize(request.node_id, body.size_bytes)
+            self._files.resize(request.node_id, body.size_bytes, by_name=not body.valid & Valid.FH)
         if body.valid & Valid.MTIME and not body.valid & Valid.SIZE:
             mtime_ns = time.time_ns() if body.valid & Valid.MTIME_NOW else body.mtime_ns
             self._files.set_mtime(request.node_id, mtime_ns)

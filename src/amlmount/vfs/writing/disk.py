@@ -63,6 +63,10 @@ class Disk:
         """Set the length of a file."""
         os.ftruncate(fd, size_bytes)
 
+    def stamp(self, fd: int, mtime_ns: int) -> None:
+        """Set when a file was written to last, in nanoseconds since the epoch."""
+        os.utime(fd, ns=(mtime_ns, mtime_ns))
+
     def sync(self, fd: int) -> None:
         """Make what was written last, and the length."""
         os.fdatasync(fd)

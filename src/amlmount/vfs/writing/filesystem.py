@@ -15,13 +15,12 @@ from typing import Any
 from amlmount.config.spec import Policy
 from amlmount.errors import AccessDeniedError, AmlmountError
 from amlmount.stores.base import ObjectInfo, WritableStore
-from amlmount.stores.metadata import MTIME, format_mtime
 from amlmount.vfs.base import Node, NodeKind, WouldBlock
 from amlmount.vfs.errno import as_os_error
 from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
 from amlmount.vfs.writing.live import LiveTree, WritingOptions
 from amlmount.vfs.writing.livefile import LiveFile
-from amlmount.vfs.writing.sending import Sender
+from amlmount.vfs.writing.sending import Sender, own_mark
 from amlmount.vfs.writing.standing import WritingStats, look_at
 from amlmount.vfs.writing.uploads import Uploads
 
@@ -117,6 +116,8 @@ class WritableFileSystem(LiveTree):
                     for name in names:
                         self.disk.remove(name)
                 file.close_data()
+                if file.is_unlinked and self.ledger.knows(file):
+                    self.ledger.gone(file)
         self._let_go_if_unknown(file)
 
     def opened(self, node: Node) -> None:
@@ -180,8 +181,8 @@ class WritableFileSystem(LiveTree):
             file.lock.release()
         return len(data)
 
-    def resize(self, node_id: int, size_bytes: int) -> None:
-        """Cut or lengthen a file, with zeros. Raises OSError."""
+    def resize(self, node_id: int, size_bytes: int, *, by_name: bool = False) -> None:
+        """Cut or lengthen a file, with zeros. `by_name`: no close will follow. Raises OSError."""
         node = self.node(node_id)
         if not isinstance(node, FileNode):
             raise OSError(errno.EISDIR, "is a directory")
@@ -190,8 +191,9 @@ class WritableFileSystem(LiveTree):
             self._fetch_if_small(file, may_wait=True)
         with file.lock:
             self._resize(file, size_bytes)
-        if not file.opens:
+        if by_name or not file.opens:
             self.flush(node_id)
+        if not file.opens:
             self._settle(file)
 
     def _resize(self, file: LiveFile, size_bytes: int) -> None:
@@ -224,6 +226,7 @@ class WritableFileSystem(LiveTree):
             file.state.mtime_ns = mtime_ns
             if file.is_dirty:
                 self._touched(file, False, mtime_ns)
+                file.stamp(mtime_ns)
                 self._note(file, self.ledger.restate)
                 return
         self._describe(file, mtime_ns)
@@ -234,8 +237,9 @@ class WritableFileSystem(LiveTree):
             state, store = file.state, file.source.store
             assert isinstance(store, WritableStore)
             info = ObjectInfo(state.name, state.base_size, state.etag, mtime_ns)
+            self.ledger.begun(file, state.change + 1)  # a successor must know a new etag to be ours
             try:
-                new = store.set_metadata(info, state.metadata | {MTIME: format_mtime(mtime_ns)})
+                new = store.set_metadata(info, self.metadata_of(file) | own_mark(store, self.ledger, state))
             except AmlmountError as error:
                 self._expire(file.parent_id)
                 raise as_os_error(error) from error

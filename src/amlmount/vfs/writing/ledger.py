@@ -18,6 +18,7 @@ from amlmount.vfs.writing.records import Record
 
 FILE, STATE, CHANGED, WROTE, CUT = "file", "state", "changed", "wrote", "cut"
 PROMISE, BEGUN, SENT, GONE, DELETE, DELETED = "promise", "begun", "sent", "gone", "delete", "deleted"
+UNLINKED = "unlinked"
 
 
 TRYING, DID = "trying", "did"
@@ -27,12 +28,20 @@ MAX_DONE = 1024  # requests of which it is remembered that they were carried out
 
 @dataclass(slots=True)
 class Entry:
-    """A live file as the journal knows it: as it was last, as it was when somebody was promised something."""
+    """A live file as the journal knows it: as it was last, as it was when somebody was promised something.
+
+    `is_unlinked`: no name leads to it any more; only who has it open could still want it.
+    """
 
     state: State
     promise: State | None = None
     inline: bytes | None = None
     begun: int = 0
+    is_unlinked: bool = False
+
+    def unlink(self) -> None:
+        """Let its name lead elsewhere: what was promised of it is void."""
+        self.is_unlinked, self.promise, self.inline = True, None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +96,9 @@ def replay(records: Iterable[Record]) -> Past:
 
 def _forget_name(past: Past, place: str, name: str, but: int = 0) -> None:
     """Forget what was to go under a name that is to be deleted, or that another file has got."""
-    for number, entry in list(past.entries.items()):
+    for number, entry in past.entries.items():
         if number != but and (entry.state.place, entry.state.name) == (place, name):
-            del past.entries[number]
+            entry.unlink()
 
 
 def _happened(entry: Entry, record: Record) -> None:
@@ -108,10 +117,14 @@ def _happened(entry: Entry, record: Record) -> None:
         state.held.cut(fields["size"])
         state.dirty.cut(fields["size"])
         state.size, state.base_end = fields["size"], min(state.base_end, fields["size"])
+    elif record.kind == UNLINKED:
+        entry.unlink()
     elif record.kind == BEGUN:
         entry.begun = fields["change"]
     elif record.kind == SENT:
         _sent(entry, fields["change"], fields["etag"], fields["size"])
+        if entry.state.change <= fields["change"]:
+            entry.state.mtime_ns = fields.get("mtime", entry.state.mtime_ns)
     state = entry.state
     if record.kind in (WROTE, CUT, CHANGED):
         state.change, state.has_data = fields["change"], True
@@ -139,6 +152,7 @@ class Ledger:
         self.past = replay(self.journal.found.records)
         self.past.damaged_bytes = self.journal.found.damaged_bytes
         self.files: dict[int, LiveFile] = {}
+        self.unlinked: dict[int, LiveFile] = {}  # that somebody has open
         self._tried = deque(self.past.tried, maxlen=MAX_DONE)
         self._done = deque(self.past.done, maxlen=MAX_DONE)
         self._deletions: dict[int, Deletion] = dict(self.past.deletions)
@@ -151,9 +165,14 @@ class Ledger:
             self._next_id += 1
             return self._next_id - 1
 
+    def knows(self, file: LiveFile) -> bool:
+        """Say whether anything is noted of a file."""
+        return file.state.id in self.files or file.state.id in self.unlinked
+
     def enter(self, file: LiveFile) -> None:
         """Note a file's state for the first time."""
         self.files[file.state.id] = file
+        self.unlinked.pop(file.state.id, None)
         self.journal.append(FILE, id=file.state.id, state=file.state.to_json())
 
     def restate(self, file: LiveFile) -> int:
@@ -185,7 +204,7 @@ class Ledger:
         """Note that this change is about to be sent: afterwards it may be in the store without our knowing."""
         self.journal.append(BEGUN, id=file.state.id, change=change)
 
-    def sent(self, file: LiveFile, change: int, etag: str, size_bytes: int) -> int | None:
+    def sent(self, file: LiveFile, change: int, etag: str, size_bytes: int, mtime_ns: int) -> int | None:
         """Note that the store has this change; return the place to sync to before anything is done that rests on it.
 
         A promise that is kept must not be kept once more after a crash, when the file may be gone or another.
@@ -193,13 +212,24 @@ class Ledger:
         fulfils = file.promise is not None and file.promise.promised <= change
         if fulfils:
             file.promise = None
-        place = self.journal.append(SENT, id=file.state.id, change=change, etag=etag, size=size_bytes)
+        what: dict[str, Any] = {"change": change, "etag": etag, "size": size_bytes, "mtime": mtime_ns}
+        place = self.journal.append(SENT, id=file.state.id, **what)
         return place if fulfils else None
 
     def gone(self, file: LiveFile) -> int:
         """Note that nothing of a file needs to be known any more."""
         self.files.pop(file.state.id, None)
+        self.unlinked.pop(file.state.id, None)
         return self.journal.append(GONE, id=file.state.id)
+
+    def unlink(self, file: LiveFile) -> None:
+        """Note that no name leads to a file any more; who has it open keeps it, through a successor, too."""
+        if not file.opens:
+            self.gone(file)
+            return
+        self.files.pop(file.state.id, None)
+        self.unlinked[file.state.id] = file
+        self.journal.append(UNLINKED, id=file.state.id)
 
     def delete(self, state: State, *, lasts: bool = True) -> Deletion:
         """Note, so that it lasts, that a live file's blob will be deleted, and what was promised of it is void."""
@@ -245,10 +275,10 @@ class Ledger:
 
     def _rewrite(self) -> None:
         with contextlib.ExitStack() as locks:
-            files = sorted(self.files.values(), key=lambda file: file.state.id)
+            files = sorted([*self.files.values(), *self.unlinked.values()], key=lambda file: file.state.id)
             for file in files:
                 locks.enter_context(file.lock)
-            for promise in [file.promise for file in files if file.promise is not None]:
+            for promise in [file.promise for file in files if file.promise is not None and not file.is_unlinked]:
                 self._make_data_last(promise)
             self.disk.sync_directory(self.disk.path(DATA))
             self.journal.rewrite(lambda: self._present(files))
@@ -269,6 +299,8 @@ class Ledger:
                 yield Record(FILE, {"id": number, "state": file.promise.to_json()})
                 yield Record(PROMISE, {"id": number, "state": file.promise.to_json(), "inline": False})
             yield Record(STATE if file.promise else FILE, {"id": number, "state": file.state.to_json()})
+            if number in self.unlinked:
+                yield Record(UNLINKED, {"id": number})
         for request in list(self._tried):
             yield Record(TRYING, {"request": request})
         for request in list(self._done):

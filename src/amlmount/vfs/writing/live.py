@@ -149,7 +149,7 @@ class LiveTree(BlobFileSystem):
             return  # whoever holds it looks again
         try:
             with self._lock:
-                if file.nlookup > 0 or file.opens or file.is_dirty or file.state.id not in self.ledger.files:
+                if file.nlookup > 0 or file.opens or file.is_dirty or not self.ledger.knows(file):
                     return
                 parent = self._tree.nodes.get(file.parent_id)
                 if isinstance(parent, DirectoryNode) and self._tree.is_current(file):
@@ -258,7 +258,7 @@ class LiveTree(BlobFileSystem):
             parent = self._tree.nodes.get(file.parent_id)
             if isinstance(parent, DirectoryNode) and self._tree.is_current(file):
                 self.own.note(parent, file.name, file, self._clock())
-        self.ledger.files[file.state.id] = file
+        (self.ledger.unlinked if file.is_unlinked else self.ledger.files)[file.state.id] = file
 
     def expect(self, source: Source, path: str, file: LiveFile) -> None:
         """Show a file that goes into the store under this path, once its directory is listed."""

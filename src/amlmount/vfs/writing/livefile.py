@@ -130,6 +130,11 @@ class LiveFile(FileNode):
             self.state.has_data = True
         return self._fd
 
+    def stamp(self, mtime_ns: int) -> None:
+        """Give the data file a time: of a whole file a successor takes it from there."""
+        if self.state.whole:
+            self._disk.stamp(self.fd(), mtime_ns)
+
     def close_data(self) -> None:
         """Close the descriptor; the data stays."""
         if self._fd >= 0:

@@ -138,10 +138,10 @@ class Namespace:
     def _delete_live(self, file: LiveFile) -> None:
         state, ledger = file.state, self.files.ledger
         if not state.etag and not state.promised and not file.was_sent:
-            ledger.gone(file)
+            ledger.unlink(file)
             return
         deletion = ledger.delete(state)
-        ledger.files.pop(state.id, None)
+        ledger.unlink(file)
         try:
             self.delete_blob(file.source, state.name)
         except BaseException:

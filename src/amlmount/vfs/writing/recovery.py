@@ -19,6 +19,7 @@ from amlmount.vfs.writing.ledger import Deletion, Entry
 from amlmount.vfs.writing.livefile import LiveFile, State
 from amlmount.vfs.writing.sending import WRITE_ID, Snapshot
 
+MANY = 1 << 30  # handles: of what no name leads to, nothing can be fetched anew if there are more than we think
 log = logging.getLogger(__name__)
 
 
@@ -53,6 +54,8 @@ class _Recovery:
         for entry in past.entries.values():
             if is_successor and self._resume(entry):
                 self._found.resumed += 1
+            elif entry.is_unlinked:
+                continue  # nobody is left who could want it
             elif entry.promise is not None:
                 self._keep_promise(entry, entry.promise)
             else:
@@ -72,16 +75,23 @@ class _Recovery:
         node, source = files.known(state.node_id), self._sources.get(state.place)
         if not isinstance(node, FileNode) or source is None:
             return False
+        if not (state.has_data or state.whole):  # what a process was about to remove
+            files.disk.remove(state.data_name)
+        if entry.is_unlinked and not self._is_all_here(state):
+            return False
         self._measure(state)
         file = LiveFile(files.disk, source, node.parent_id, node.name, state)
-        file.promise, file.was_sent = entry.promise, entry.begun > 0
-        file.opens = 1  # perhaps: until the kernel closes or forgets it
+        file.promise, file.was_sent, file.is_unlinked = entry.promise, entry.begun > 0, entry.is_unlinked
+        file.opens = MANY if entry.is_unlinked else 1  # perhaps: until the kernel closes or forgets it
         files.put_in_place(node, file)
-        if entry.begun > state.stored:
+        if entry.begun > state.stored and not entry.is_unlinked:
             self._settle_doubt(file)
         if file.is_pending:
             files.uploads.enqueue(file)
         return True
+
+    def _is_all_here(self, state: State) -> bool:
+        return state.whole and (not state.size or self._files.disk.exists(state.data_name))
 
     def _measure(self, state: State) -> None:
         """Of a file that is whole here, the data file itself says how long it is."""
@@ -194,7 +204,8 @@ class _Recovery:
     def _remove_strays(self) -> None:
         """Remove data files that no record tells of: the machine stopped before anything was said about them."""
         disk, known = self._files.disk, set()
-        for file in self._files.ledger.files.values():
+        ledger = self._files.ledger
+        for file in [*ledger.files.values(), *ledger.unlinked.values()]:
             known |= {file.state.data_name, *([file.promise.data_name] if file.promise else [])}
         for name in disk.names(DATA):
             if f"{DATA}/{name}" not in known:

@@ -153,7 +153,7 @@ class Renaming:
         """Forget a live file whose name another gets; the blob stays until that one replaces it."""
         with target.lock:
             target.is_unlinked = True
-            self._files.ledger.gone(target)
+            self._files.ledger.unlink(target)
             if not target.opens:
                 target.drop_data()
 

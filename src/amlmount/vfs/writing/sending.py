@@ -14,7 +14,7 @@ from amlmount.stores.metadata import MTIME, format_mtime
 from amlmount.vfs.writing.extents import Extents
 from amlmount.vfs.writing.keeping import keep
 from amlmount.vfs.writing.ledger import Ledger
-from amlmount.vfs.writing.livefile import LiveFile, read_exactly
+from amlmount.vfs.writing.livefile import LiveFile, State, read_exactly
 
 WRITE_ID = "amlmount_write"  # metadata that tells our own attempt from another's write
 _COMPARE_BYTES = 4 << 20
@@ -41,7 +41,7 @@ class Snapshot:
         state = file.state
         self.store = file.source.store
         self.name, self.change, self.size_bytes = state.name, state.change, state.size
-        self.etag, self.whole = state.etag, state.whole
+        self.etag, self.whole, self.mtime_ns = state.etag, state.whole, state.mtime_ns
         self.dirty, self._held = state.dirty.copy(), state.held.copy()
         self._fd = os.dup(file.fd()) if state.has_data or state.whole else -1
         self.metadata = dict(state.metadata) | {MTIME: format_mtime(state.mtime_ns)}
@@ -197,9 +197,9 @@ class Sender:
             state.dirty = file.since if file.since is not None else Extents()
             file.trouble = None
             file.etag = info.etag
-            place = self._ledger.sent(file, snapshot.change, info.etag, info.size_bytes)
             if state.change > snapshot.change:
-                self._ledger.changed(file)
+                self._ledger.changed(file)  # first: what says that all is stored must not be the last word
+            place = self._ledger.sent(file, snapshot.change, info.etag, info.size_bytes, snapshot.mtime_ns)
             file.forget_outdated()
         if place is not None:
             self._ledger.journal.sync(place)
@@ -237,6 +237,11 @@ def keep_beside(ledger: Ledger, snapshot: Snapshot, file: LiveFile) -> str:
                 file.close_data()
                 return keep(ledger.disk, file.state, "another has the name, and only the ranges in `held` are here")
     return f"'{name}' in the store"
+
+
+def own_mark(store: WritableStore, ledger: Ledger, state: State) -> dict[str, str]:
+    """Return the metadata by which we know that we have written a blob, if the store keeps any."""
+    return {WRITE_ID: f"{ledger.state_id}-{state.id:x}-{state.change:x}"} if store.keeps_metadata else {}
 
 
 def _metadata(store: WritableStore, snapshot: Snapshot) -> Mapping[str, str]:
