@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, Any
@@ -227,13 +228,25 @@ class _UnixConnection(HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(CONNECT_TIMEOUT_S)
         try:
-            self.sock.connect(self._socket_path)
+            _connect(self.sock, self._socket_path)
         except OSError as error:
             raise _unreachable(self._socket_path, error) from error
         self.sock.settimeout(timeout_s)
         # The kernel's word for who listens: SO_PEERCRED, unix(7).
         packed = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         self.peer_pid = struct.unpack("3i", packed)[0]
+
+
+def _connect(sock: socket.socket, path: str) -> None:
+    """Connect, and wait for a place if all are taken: for a unix socket connect(2) says EAGAIN then, timeout or not."""
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
+    while True:
+        try:
+            return sock.connect(path)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def wait_until_gone(pid: int, timeout_s: float = 40.0) -> None:

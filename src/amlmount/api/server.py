@@ -28,19 +28,9 @@ MAX_CONNECTIONS_OF_OTHERS = 64  # of each user who is not the owner, so that the
 class ApiServer:
     """Serves the API on `socket_path` between `open` and `close`, for its owner and, if there is one, for `group`."""
 
-    def __init__(
-        self,
-        service: Service,
-        socket_path: str,
-        *,
-        group: int | None = None,
-        head_timeout_s: float = HEAD_TIMEOUT_S,
-        max_connections: int = MAX_CONNECTIONS,
-    ) -> None:
+    def __init__(self, service: Service, socket_path: str, *, group: int | None = None) -> None:
         self._path = socket_path
         self._group = group
-        self._head_timeout_s = head_timeout_s
-        self._max_connections = max_connections
         self._runner = web.AppRunner(
             make_app(service, group),
             handler_cancellation=True,
@@ -86,7 +76,7 @@ class ApiServer:
 
     def has_room_for(self, peer: Peer) -> bool:
         """Say whether one more connection of this user is within the bounds."""
-        if self._of_user.total() >= self._max_connections:
+        if self._of_user.total() >= MAX_CONNECTIONS:
             return False
         return peer.is_owner or self._of_user[peer.uid] < MAX_CONNECTIONS_OF_OTHERS
 
@@ -94,7 +84,7 @@ class ApiServer:
         """Return what talks HTTP on a new connection; it is closed if no request comes soon."""
         assert self._runner.server is not None
         self._of_user[peer.uid] += 1
-        asyncio.get_running_loop().call_later(self._head_timeout_s, door.look_whether_silent)
+        asyncio.get_running_loop().call_later(HEAD_TIMEOUT_S, door.look_whether_silent)
         handler = cast(asyncio.Protocol, self._runner.server())
         handler.connection_made(transport)
         return handler
