@@ -7,11 +7,15 @@ import signal
 import socket
 import subprocess
 import time
+from typing import Any
 
 import pytest
 
 import amlmount
+from amlmount.cli.output import Console, Format, print_mounts, print_table
 from amlmount.mounts import syscalls
+from amlmount.states import MountState, MountStatus
+from amlmount.states.stats import MountStats
 from daemons import CONFIG, Pair, make_pair, poll
 from world import World
 
@@ -371,17 +375,50 @@ def test_ps_survives_a_pipe_and_colours_a_terminal(pair: Pair) -> None:
     header = ["NAME", "STATE", "HEALTH", "SINCE", "ENGINE", "PID", "TARGET", "SOURCE", "NOTE"]
     assert piped.splitlines()[0].split() == header
     assert piped.splitlines()[2].split()[:5] == ["blue", "unmounted", "-", "-", "-"]
-    assert "\x1b[32mmounted" in on_terminal(pair, "ps")
+    shown = on_terminal(pair, "ps")
+    assert "\x1b[32mmounted" in shown and pair.target("red") in shown
+    assert "\x1b" not in on_terminal(pair, "ps", NO_COLOR="1")
     assert "\x1b" not in on_terminal(pair, "--no-color", "ps")
     lines = pair.world.cli("ps", "-a", "-o", "jsonl").stdout.splitlines()
     assert [json.loads(line)["name"] for line in lines] == ["red", "blue"]
     pair.world.cli("down")
 
 
-def on_terminal(pair: Pair, *args: str) -> str:
+def test_ps_says_what_is_not_sent_and_what_the_cache_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    facts: dict[str, Any] = {"source": "s", "read_only": True, "profile": "standard", "state": MountState.MOUNTED}
+    mounts = [MountStatus(name, f"/m/{name}", **facts) for name in ("a", "b", "c")]
+    figures = {"a": MountStats("a", "python", 1, cache_bytes=1234), "b": MountStats("b", "python", 2)}
+    print_mounts(Console(), mounts, Format.TABLE, figures)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[5:7] == ["PID", "CACHE"] and lines[1].split("  ")[0] == "a" and "1.23 kB" in lines[1]
+    figures["c"] = MountStats("c", "python", 3, engine_raw={"unsent": {"files": 1, "bytes": 20_000_000, "oldest_s": 1}})
+    print_mounts(Console(), mounts, Format.TABLE, figures)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[5:8] == ["PID", "UNSENT", "CACHE"] and "20 MB" in lines[3]
+    print_mounts(Console(), mounts, Format.JSONL, figures)
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["unsent_bytes"], one["cache_bytes"]) for one in found] == [
+        (None, 1234),
+        (None, None),
+        (20_000_000, None),
+    ]
+
+
+def test_only_a_terminal_that_is_too_narrow_cuts_the_note(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    print_table(Console(), ("A", "NOTE"), [("x" * 50, "y" * 100)])
+    assert capsys.readouterr().out.splitlines()[1] == f"{'x' * 50}  {'y' * 100}"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    print_table(Console(), ("A", "NOTE"), [("x" * 10, "y" * 100)])
+    assert capsys.readouterr().out.splitlines()[1] == f"{'x' * 10}  {'y' * 27}…"
+
+
+def on_terminal(pair: Pair, *args: str, **env: str) -> str:
     ours, theirs = pty.openpty()
     try:
-        subprocess.run(pair.world.argv(*args), env=pair.world.env, stdout=theirs, timeout=30, check=True)
+        subprocess.run(pair.world.argv(*args), env=pair.world.env | env, stdout=theirs, timeout=30, check=True)
         return os.read(ours, 65536).decode()
     finally:
         os.close(ours)

@@ -17,8 +17,10 @@ from amlmount.cli.settings import complete_mount, console, locations, named_conf
 if TYPE_CHECKING:
     from amlmount.client import DaemonClient
     from amlmount.states import MountStatus, Outcome
+    from amlmount.states.stats import MountStats
 
 SETTLE_S = 15.0
+FIGURES_WITHIN_S = 0.03
 
 Names = Annotated[
     list[str] | None,
@@ -90,12 +92,12 @@ def ps(
     every: Annotated[bool, typer.Option("-a", "--all", help="Show what is configured and not mounted too.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show the mounts: state, engine, target, source."""
+    """Show the mounts: state, health, engine, target, source, what is not sent yet, what the cache takes."""
     talk = console(ctx)
-    answer = launch.ask(ctx, lambda client: (client.status(), client.ping().get("config_error")))
-    mounts, trouble = answer if answer is not None else (_configured(ctx) if every else [], None)
+    answer = launch.ask(ctx, _look)
+    mounts, figures, trouble = answer if answer is not None else (_configured(ctx) if every else [], {}, None)
     shown = [status for status in mounts if every or status.state != "unmounted"]
-    print_mounts(talk, shown, output)
+    print_mounts(talk, shown, output, figures)
     if trouble is not None:
         talk.note(f"the configuration as it is now is not in use: {trouble['message']}")
 
@@ -206,6 +208,12 @@ def _plan_note(plan: dict[str, Any]) -> str:
         return str(plan["error"]["message"])
     makes = f"; makes {', '.join(plan['makes'])}" if plan["makes"] else ""
     return f"{plan['engine_why'] or ''}{makes}"
+
+
+def _look(client: "DaemonClient") -> "tuple[list[MountStatus], dict[str, MountStats], dict[str, Any] | None]":
+    """Ask for what `ps` shows. Mounts that do not say at once what they take are shown with what they said last."""
+    figures = {one.name: one for one in client.stats(within_s=FIGURES_WITHIN_S)}
+    return client.status(), figures, client.ping().get("config_error")
 
 
 # --- down and ps ---------------------------------------------------------------------------------------------------

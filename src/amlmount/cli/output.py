@@ -5,9 +5,10 @@ Only the standard library and typer here, because every command imports it.
 
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import typer
 if TYPE_CHECKING:
     from amlmount.errors import AmlmountError
     from amlmount.states import MountStatus, Outcome
+    from amlmount.states.stats import MountStats
 
 COLOURS = {
     "mounted": typer.colors.GREEN,
@@ -25,6 +27,9 @@ COLOURS = {
     "unmounting": typer.colors.YELLOW,
     "failed": typer.colors.RED,
 }
+# Columns of `ps` that are there when a mount has something to say in them, and what of MountStats stands there.
+SIZES = {"UNSENT": "unsent_bytes", "CACHE": "cache_bytes"}
+MIN_NOTE = 20
 UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
@@ -76,23 +81,55 @@ def print_objects(objects: Sequence[dict[str, Any]], form: Format) -> None:
 
 
 def print_table(console: Console, header: Sequence[str], rows: Iterable[Sequence[str]], state_column: int = -1) -> None:
-    """Print columns parted by at least two spaces; nothing is cut, and the last column may hold any text."""
+    """Print columns parted by at least two spaces; the last column may hold any text.
+
+    Nothing is cut but the last column, and that only on a terminal that is too narrow for it.
+    """
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     lines = [[_one_line(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for number, line in enumerate(lines):
+        line[-1] = _cut(line[-1], room - sum(widths[:-1]) - 2 * (len(widths) - 1))
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
         if number and state_column >= 0:
             cells[state_column] = console.paint(cells[state_column], COLOURS.get(line[state_column]))
         typer.echo("  ".join(cells).rstrip())
 
 
-def print_mounts(console: Console, mounts: "Sequence[MountStatus]", form: Format) -> None:
-    """Print what `ps` prints."""
-    if form is not Format.TABLE:
-        print_objects([status.to_json() for status in mounts], form)
+def print_mounts(
+    console: Console, mounts: "Sequence[MountStatus]", form: Format, figures: "Mapping[str, MountStats] | None" = None
+) -> None:
+    """Print what `ps` prints; with the `figures` of mounts that are served, what they take and have not sent."""
+    if form is Format.TABLE:
+        _print_mount_table(console, mounts, figures or {})
         return
-    header = ("NAME", "STATE", "HEALTH", "SINCE", "ENGINE", "PID", "TARGET", "SOURCE", "NOTE")
-    print_table(console, header, [_row(status) for status in mounts], state_column=1)
+    objects = [status.to_json() for status in mounts]
+    for status, item in zip(mounts, objects if figures is not None else (), strict=False):
+        item |= {key: getattr((figures or {}).get(status.name), key, None) for key in SIZES.values()}
+    print_objects(objects, form)
+
+
+def _print_mount_table(console: Console, mounts: "Sequence[MountStatus]", figures: "Mapping[str, MountStats]") -> None:
+    header: tuple[str, ...] = ("NAME", "STATE", "HEALTH", "SINCE", "ENGINE", "PID", "TARGET", "SOURCE", "NOTE")
+    rows = [_row(status) for status in mounts]
+    for title, key in SIZES.items():
+        sizes = [getattr(figures.get(status.name), key, None) for status in mounts]
+        if any(size is not None for size in sizes):
+            header = (*header[:-3], title, *header[-3:])
+            rows = [(*row[:-3], size_text(size), *row[-3:]) for row, size in zip(rows, sizes, strict=True)]
+    print_table(console, header, rows, state_column=1)
+
+
+def size_text(size_bytes: int | None) -> str:
+    """Write a size for people: `0 B`, `10.7 GB`, three digits at most; `-` if it is not known."""
+    if size_bytes is None:
+        return "-"
+    size, unit = float(size_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.3g} {unit}"
 
 
 def age(seconds: float) -> str:
@@ -138,6 +175,10 @@ def _row(status: "MountStatus") -> tuple[str, ...]:
         status.source,
         trouble + again if trouble else (why if not down else ""),
     )
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= max(room, MIN_NOTE) else f"{text[: max(room, MIN_NOTE) - 1]}…"
 
 
 def _one_line(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amlmount.cli import launch
-from amlmount.cli.output import Console, Format, age, print_objects, print_table
+from amlmount.cli.output import Console, Format, age, print_objects, print_table, size_text
 from amlmount.cli.settings import complete_mount, console, parse_duration
 
 if TYPE_CHECKING:
@@ -107,11 +107,11 @@ OPERATIONS = ("OPERATION", "COUNT", "WAITED", "MEAN", "P50", "P99", "FAILED")
 
 def _row(now: "MountStats", before: "MountStats | None", elapsed_s: float) -> Row:
     """Write one mount: totals, or with `before` what came in `elapsed_s`, per second."""
-    process = (_cpu(now, before, elapsed_s), _size(now.memory_bytes))
+    process = (_cpu(now, before, elapsed_s), size_text(now.memory_bytes))
     new, old = now.counted, before.counted if before is not None else None
     if new is None:
         why = "it counts nothing" if now.engine == "blobfuse2" else "it does not answer"
-        return (now.name, now.engine, *["-"] * 8, _size(now.cache_bytes), "-", *process, why)
+        return (now.name, now.engine, *["-"] * 8, size_text(now.cache_bytes), "-", *process, why)
 
     def since(key: str) -> int:
         value: int = getattr(new, key)
@@ -124,14 +124,19 @@ def _row(now: "MountStats", before: "MountStats | None", elapsed_s: float) -> Ro
     reads = new.store.reads.minus(old.store.reads) if old else new.store.reads
     store_bytes = round((new.store.read_bytes - (old.store.read_bytes if old else 0)) / elapsed_s)
     return (
-        *(now.name, now.engine, f"{operations:,}", _size(since("read_bytes")), _size(since("written_bytes"))),
+        *(now.name, now.engine, f"{operations:,}", size_text(since("read_bytes")), size_text(since("written_bytes"))),
         *(
             f"{round(reads.count / elapsed_s):,}",
-            _size(store_bytes),
+            size_text(store_bytes),
             _span(reads.mean_s),
             _span(reads.quantile_s(0.99)),
         ),
-        *(_hits(new.cache, old.cache if old else None), _size(now.cache_bytes), _size(now.unsent_bytes), *process),
+        *(
+            _hits(new.cache, old.cache if old else None),
+            size_text(now.cache_bytes),
+            size_text(now.unsent_bytes),
+            *process,
+        ),
         f"figures of {age(now.age_s)} ago" if now.is_stale and now.age_s is not None else "",
     )
 
@@ -166,17 +171,6 @@ def _hits(now: Mapping[str, Any] | None, before: Mapping[str, Any] | None) -> st
         return "-"
     hits, misses = (now[key] - (before[key] if before else 0) for key in ("hits", "misses"))
     return f"{hits / (hits + misses):.0%}" if hits + misses else "-"
-
-
-def _size(size_bytes: int | None) -> str:
-    if size_bytes is None:
-        return "-"
-    size, unit = float(size_bytes), "B"
-    for larger in ("kB", "MB", "GB", "TB", "PB"):
-        if size < 999.5:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.3g} {unit}"
 
 
 def _span(seconds: float | None) -> str:
