@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ORACLE = str(Path(__file__).parents[1] / "benchmarks" / "oracle.py")
+USERS = str(Path(__file__).parents[1] / "benchmarks" / "users.py")
 
 
 class Readers:
@@ -35,3 +36,12 @@ class Readers:
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
                 stream.close()
+
+
+class User(Readers):
+    """One of `benchmarks/users.py`."""
+
+    def __init__(self, what: str, mount: str, *rest: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, USERS, what, mount, *rest], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )

@@ -1,13 +1,19 @@
 """blobfuse2 mounts that outlive their daemon, their blobfuse2 and their definition, under who reads and writes them."""
 
 import os
+import re
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from amlmount.fuse.negotiate import CAP_VARIABLE
+from benchmarks.users import content
 from daemons import poll
 from drivers import Account, Driver, sh
+from readers import Readers, User
 
 pytestmark = pytest.mark.root
 
@@ -36,3 +42,79 @@ def test_a_daemon_that_is_killed_or_restarted_finds_its_mounts_again(driver: Dri
     assert account.opened["data"].get("open.txt") == b"one two"
     poll(lambda: not account.world.processes(), f"left: {account.world.processes()}")
     assert account.leftovers() == [] and account.world.mounts() == []
+
+
+@pytest.fixture
+def users() -> Iterator[list[Readers]]:
+    """Processes that use mounts; ended whatever happens."""
+    made: list[Readers] = []
+    yield made
+    for user in made:
+        user.kill()
+
+
+def fill(account: Account, folder: str) -> None:
+    """Fill a container and a folder with the same files."""
+    data = account.container("data")
+    os.makedirs(f"{folder}/class")
+    for number in range(12):
+        Path(folder, "class", f"{number}.jpg").write_bytes(bytes([number]) * 700)
+    for name in ("a.bin", "b.bin"):
+        Path(folder, name).write_bytes(b"".join(b"%s%06d" % (name.encode(), index) for index in range(60_000)))
+    for top, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(top, name)
+            data.put(f"tree/{os.path.relpath(path, folder)}", Path(path).read_bytes())
+
+
+@pytest.mark.parametrize("kernel", ["as it is", "as 5.15"])
+def test_killed_under_readers_and_a_writer(
+    kernel: str,
+    driver: Driver,
+    account: Account,
+    users: list[Readers],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, here = f"{tmp_path}/source", account.target("data")
+    fill(account, source)
+    account.configure(engine="blobfuse2", read_only=False)
+    env = {} if kernel == "as it is" else {CAP_VARIABLE: "34"}
+    done = account.world.cli("up", env=env)
+    assert done.returncode == 0, done.stderr
+    sh(f"mkdir {here}/out")
+    reader = Readers(source, f"{here}/tree", threads=2) if kernel == "as it is" else User("open", f"{here}/tree")
+    users += [reader, User("poll", here), *([User("write", here, "out")] if kernel == "as it is" else [])]
+    for user in users:
+        user.wait_until_ready()
+    for _ in range(2):
+        pid = account.status("data")["pid"]
+        os.kill(pid, signal.SIGKILL)
+        account.until_replaced("data", pid)
+    time.sleep(1)
+    seen, polled, *written = [user.tally() for user in users]
+    print(seen, polled, written and (len(written[0]["closed"]), written[0]["errors"], written[0]["worst_s"]))
+    assert polled["bare"] == 0 and polled["looks"] > 100
+    if kernel == "as it is":
+        assert not polled["errors"] and not seen["errors"] and not seen["wrong"] and sum(seen["done"].values()) > 50
+        assert not written[0]["errors"] and len(written[0]["closed"]) > 5
+        poll(lambda: all_whole(account, written[0]["closed"]), "not all in the store")
+    else:
+        assert seen["opens"] > 50
+        assert all("not connected" in error or "aborted" in error for error in seen["errors"]), seen["errors"]
+    account.down()
+    poll(lambda: not account.world.processes(), f"left: {account.world.processes()}")
+    poll(lambda: not unsent(account), f"left: {unsent(account)}")
+    assert account.world.mounts() == []
+
+
+def unsent(account: Account) -> list[str]:
+    """Return what lies in caches that were set aside, but for cut downloads in their trash."""
+    return [path for path in account.leftovers() if re.search("/aside-[^/]+/data/", path)]
+
+
+def all_whole(account: Account, names: list[str]) -> bool:
+    """Say whether all these files are in the store as they were written."""
+    data = account.opened["data"]
+    there = {item.name for page in data.list("out/") for item in page.objects}
+    return all(f"out/{name}" in there and data.get(f"out/{name}") == content(name) for name in names)

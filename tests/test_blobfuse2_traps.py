@@ -90,7 +90,8 @@ def test_trap_04_dirty_files_are_salvaged_after_a_crash(mounted: Account, writer
     writers.open(f"{mounted.target('data')}/dirty.txt", "dirty")
     os.kill(pid, signal.SIGKILL)
     mounted.until_replaced("data", pid)
-    poll(lambda: "1 sent" in mounted.daemon_log(), "not salvaged", 30)
+    writers.end()
+    poll(lambda: "1 removed" in mounted.daemon_log(), "not looked through", 30)
     assert mounted.opened["data"].get("dirty.txt") == b"dirty"
     mounted.down()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from amlmount.errors import NetworkError
+from amlmount.errors import MountFailedError, NetworkError
 from amlmount.states import MountState, RestartPolicy
 from amlmount.supervisor import RecordStore, Supervisor
 from fake_engine import FakeWorld, spec_named
@@ -93,7 +93,7 @@ def test_a_takeover_that_fails_is_tried_again(play: Callable[[Scenario], None]) 
 
 def test_at_the_limit_callers_get_an_error_and_ps_the_evidence(play: Callable[[Scenario], None]) -> None:
     async def scenario(world: FakeWorld) -> None:
-        world.engine.take_over_errors = [NetworkError(f"cannot reach {turn}") for turn in range(20)]
+        world.engine.take_over_errors = [MountFailedError(f"cannot reach {turn}") for turn in range(20)]
         await kill(world)
         await world.until(a="failed")
         limit = RestartPolicy().crash_limit
@@ -102,6 +102,22 @@ def test_at_the_limit_callers_get_an_error_and_ps_the_evidence(play: Callable[[S
         assert world.engine.log == ["start a", *["take over a"] * limit, "stop a lazily"]
         [status] = world.supervisor.status()
         assert status.last_error is not None and f"cannot reach {limit - 1}" in status.last_error.message
+
+    play(scenario)
+
+
+def test_without_a_store_callers_get_an_error_at_the_limit_and_it_is_mounted_again(
+    play: Callable[[Scenario], None],
+) -> None:
+    async def scenario(world: FakeWorld) -> None:
+        world.engine.take_over_errors = [NetworkError(f"cannot reach {turn}") for turn in range(5)]
+        await kill(world)
+        async with asyncio.timeout(5):
+            while world.engine.log[-1] != "start a" or len(world.engine.log) == 1:
+                await asyncio.sleep(0.001)
+        await world.until(a="mounted")
+        limit = RestartPolicy().crash_limit
+        assert world.engine.log == ["start a", *["take over a"] * limit, "stop a lazily", "start a"]
 
     play(scenario)
 

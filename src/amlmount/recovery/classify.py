@@ -92,9 +92,11 @@ def classify(file: LocalFile, blob: ObjectInfo | None, rules: Rules, compare: Co
         # The mark alone is not enough: a chmod through the mount gives it to any file.
         if file.mode == rules.unfinished_mode and compare.is_part():
             return Verdict.UNFINISHED
+    blob_s, file_s = blob.mtime_ns // SECOND_NS, file.mtime_ns // SECOND_NS
     if not file.size_bytes:
-        return Verdict.LOST
-    return Verdict.CONFLICT if blob.mtime_ns // SECOND_NS > file.mtime_ns // SECOND_NS else Verdict.CHANGED
+        # Made just before the end, and made again and written by its successor; nothing is in it.
+        return Verdict.STALE if blob_s > file_s else Verdict.LOST
+    return Verdict.CONFLICT if blob_s > file_s else Verdict.CHANGED
 
 
 def _is_copy(file: LocalFile, blob: ObjectInfo | None, rules: Rules) -> bool:

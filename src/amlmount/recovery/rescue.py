@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +25,7 @@ PARALLEL = 8
 # A PUT that the dead blobfuse2 had sent may still be committed by the service.
 SETTLE_S = 3.0
 SENT = (Verdict.NEW, Verdict.CHANGED)
+SETTLED = (Verdict.CLEAN, Verdict.STORED, Verdict.STALE, Verdict.UNFINISHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +86,22 @@ def salvage(folder: Folder, *, dry_run: bool = False) -> Report:
 
     A store that cannot be reached leaves everything as it is, with `pending`.
     """
-    with _locked(folder):
-        return _salvage(folder, dry_run)
+    with claimed(folder):
+        return salvage_claimed(folder, dry_run=dry_run)
 
 
 def salvage_pending(folder: Folder) -> Report | None:
     """Do as `salvage`, but nothing (and return None) where somebody did by now, and only a person can do more."""
-    with _locked(folder):
+    with claimed(folder):
         before = read_report(folder)
-        return None if before is not None and not before["pending"] else _salvage(folder, dry_run=False)
+        return None if before is not None and not before["pending"] else salvage_claimed(folder)
 
 
-def _salvage(folder: Folder, dry_run: bool) -> Report:
-    left_s = folder.instance.ended_at_s + SETTLE_S - time.time()
-    if folder.instance.crashed and 0 < left_s <= SETTLE_S and not dry_run:
-        time.sleep(left_s)
+def salvage_claimed(folder: Folder, *, dry_run: bool = False, held: Collection[str] = ()) -> Report:
+    """As `salvage`, for who has claimed the folder. Files named in `held` are left alone, for a later time."""
     store = open_store(folder.instance.store)
     try:
-        report = _deal_with(folder, store, dry_run)
+        report = _deal_with(folder, store, dry_run, held)
     finally:
         store.close()
     if not dry_run:
@@ -120,15 +119,21 @@ def read_report(folder: Folder) -> dict[str, Any] | None:
         return None
 
 
-def _deal_with(folder: Folder, store: ObjectStore, dry_run: bool) -> Report:
+def _deal_with(folder: Folder, store: ObjectStore, dry_run: bool, held: Collection[str]) -> Report:
     instance = folder.instance
     if not instance.may_be_dirty:
         return Report(instance.mount, folder.path, instance.ended_at_s, dry_run=dry_run)
     worker = _Worker(folder, store, dry_run)
     with ThreadPoolExecutor(PARALLEL, "salvage") as pool:
-        files = list(pool.map(worker.deal_with, sorted(local_files(folder.data), key=lambda file: file.name)))
-    pending = any(found.action == "kept" and found.verdict in ("unknown", *SENT) for found in files)
+        found_files = [file for file in local_files(folder.data) if file.name not in held]
+        files = list(pool.map(worker.deal_with, sorted(found_files, key=lambda file: file.name)))
+    pending = bool(held) or is_unsent(files)
     return Report(instance.mount, folder.path, instance.ended_at_s, files, pending, dry_run)
+
+
+def is_unsent(files: Iterable[Found]) -> bool:
+    """Say whether something should be sent and could not be."""
+    return any(found.action == "kept" and found.verdict in ("unknown", *SENT) for found in files)
 
 
 class _Worker:
@@ -143,15 +148,28 @@ class _Worker:
         """Classify a file and do what follows; errors of the store keep it."""
         name = "/".join(part for part in (self._folder.instance.path.strip("/"), file.name) if part)
         try:
-            blob = self._head(name)
-            compare = Comparison(
-                lambda: blob is not None and is_same(self._store, blob, file.path),
-                lambda: blob is not None and is_part(self._store, blob, file.path),
-            )
-            verdict = classify(file, blob, self._rules, compare)
+            blob, verdict = self._judge(name, file)
+            if verdict not in SETTLED and self._let_settle():
+                blob, verdict = self._judge(name, file)
         except (AmlmountError, OSError) as error:
             return Found(name, file.size_bytes, "unknown", "kept", str(error))
         return self._act(name, file, blob, verdict)
+
+    def _judge(self, name: str, file: LocalFile) -> tuple[ObjectInfo | None, Verdict]:
+        blob = self._head(name)
+        compare = Comparison(
+            lambda: blob is not None and is_same(self._store, blob, file.path),
+            lambda: blob is not None and is_part(self._store, blob, file.path),
+        )
+        return blob, classify(file, blob, self._rules, compare)
+
+    def _let_settle(self) -> bool:
+        """Wait until what the dead one had sent is committed or lost; say whether that took a moment."""
+        left_s = self._folder.instance.ended_at_s + SETTLE_S - time.time()
+        if not self._folder.instance.crashed or self._dry_run or not 0 < left_s <= SETTLE_S:
+            return False
+        time.sleep(left_s)
+        return True
 
     def _head(self, name: str) -> ObjectInfo | None:
         try:
@@ -222,7 +240,8 @@ def empty_trash(folder: Folder) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Folder) -> Iterator[None]:
+def claimed(folder: Folder) -> Iterator[None]:
+    """Be the one process that works on a folder. Raises BusyError if another does, or it is in use."""
     if folder.instance.alive:
         raise BusyError(f"cannot recover {folder.path}: its blobfuse2 still runs", hint="wait until it has ended")
     try:

@@ -324,8 +324,13 @@ def _replaced(status: MountStatus, event: Replaced, now: Now) -> Step:
 
 
 def _count_orphaned(status: MountStatus, policy: RestartPolicy, now: Now) -> Step:
-    """A crash while callers wait: the mount stays, and is given up (with an error for them) only at the limit."""
+    """A crash while callers wait: the mount stays, and is given up (with an error for them) only at the limit.
+
+    Where the store could not be reached it is mounted anew as soon as that works.
+    """
     status, delay_s = _counted(status, policy, now)
+    if delay_s is None and status.last_error is not None and status.last_error.code in policy.retryable:
+        return _try_later(status, policy.delay_s(policy.crash_limit, now.luck), now, (CleanUp(),))
     if delay_s is None:
         return _enter(status, MountState.FAILED, now), (CleanUp(),)
     orphaned = _enter(status, MountState.DEGRADED, now, retry_in_s=delay_s or None)

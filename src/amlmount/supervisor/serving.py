@@ -230,8 +230,8 @@ class ServedMount(Standing):
         if times >= HUNG_LOOKS:
             text = f"cannot serve '{self.spec.name}': its {running.engine} engine (pid {running.pid}) hangs"
             hint = f"its log says where: amlmount logs {self.spec.name}"
-            evidence = self._around.host.evidence(running.pid)
-            self.tell(Exited(Failure("failed", text, hint, {"evidence": evidence}), can_take_over=True, cause="hung"))
+            evidence, can_take_over = self._around.host.evidence(running.pid), self._engine.can_take_over(running)
+            self.tell(Exited(Failure("failed", text, hint, {"evidence": evidence}), can_take_over, cause="hung"))
             return
         loop, pause_s = asyncio.get_running_loop(), self._around.hung_after_s / HUNG_LOOKS
         beat = (loop.time() // pause_s + 1) * pause_s  # the same for all mounts: one awakening for a hundred of them

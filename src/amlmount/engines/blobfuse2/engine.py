@@ -6,10 +6,11 @@ Bound to the event loop it is used in; see `amlmount.engines.base.Engine`.
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from amlmount import mounts
 from amlmount.config.spec import MountSpec, SourceSpec
@@ -26,13 +27,14 @@ from amlmount.engines.blobfuse2.preflight import preflight
 from amlmount.engines.blobfuse2.rotation import Watched, follow_secrets
 from amlmount.engines.blobfuse2.runs import Run, cpu_ticks
 from amlmount.engines.blobfuse2.served import Served
+from amlmount.engines.blobfuse2.succession import Heir, take_stock
+from amlmount.engines.blobfuse2.undoing import made, settled
 from amlmount.engines.offload import in_thread
 from amlmount.errors import AmlmountError, ConfigError, MountFailedError, NotFoundError, WaitTimeoutError
+from amlmount.mounts import MountEntry
 
-UNDO_TIMEOUT_S = 5.0
 LAST_WORDS_S = 0.5  # for a hung one to write down where it hangs
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class Blobfuse2Engine:
@@ -71,13 +73,15 @@ class Blobfuse2Engine:
 
     async def stop(self, running: Running, *, lazy: bool, timeout_s: float) -> None:
         """See `Engine.stop`. One that still works after a lazy stop is never ended: it goes with its last user."""
-        run = self._runs.get(running.pid)
+        run, entry = self._runs.get(running.pid), mounting.mount_of(running.spec.target, running.mount_id)
         dead = run is None or run.served.exited.done()
         if run is not None and not dead:
             run.kept = await in_thread(lambda: caches.keep_unsent(run.folder)) or run.kept
         await self._unmount(running, lazy=lazy or dead, timeout_s=timeout_s)
         if run is not None and not await run.served.ended(timeout_s) and not lazy:
             log.warning("%s: unmounted; blobfuse2 %d is still at work", running.spec.name, running.pid)
+        if run is not None and (lazy or not dead):
+            run.keep_connection(running, entry)
         _close_descriptor(running)
         if run is not None:
             await in_thread(lambda: mounting.uncover(running.spec.target, run.folder.instance.covers))
@@ -99,11 +103,43 @@ class Blobfuse2Engine:
 
     def can_take_over(self, running: Running) -> bool:
         """See TakesOver."""
-        return False
+        return running.pid in self._runs and mounts.has_sys_admin() and is_connected(running.fuse_fd)
 
     async def take_over(self, running: Running, *, timeout_s: float) -> Running:
-        """See TakesOver."""
-        raise AmlmountError(f"cannot go on with '{running.spec.name}': its blobfuse2 has ended")
+        """See TakesOver. A new mount takes the place of the silent one, beneath it or (before Linux 6.5) on top.
+
+        What is open in the old one goes on by an heir; the new one's id is another.
+        """
+        run, spec = self._runs.get(running.pid), running.spec
+        entry = mounting.mount_of(spec.target, running.mount_id)
+        if run is None or entry is None or not self.can_take_over(running):
+            raise AmlmountError(f"cannot go on with '{spec.name}': its mount or its cache is gone")
+        await self._put_to_rest(run, spec)
+        run.plan = await in_thread(lambda: take_stock(entry, run.plan))
+        run.folder = await in_thread(run.folder.set_aside)
+        async with AsyncExitStack() as undo:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    how: How = "beneath" if why_not_beneath() is None else "on_top"
+                    successor = await self._bring_up(spec, how, undo, run, running)
+            except TimeoutError:
+                raise _too_slow(spec, timeout_s) from None
+            undo.pop_all()
+        self._runs.pop(running.pid, None)
+        run.end_watch()
+        run.prepared.remove_runtime()
+        _close_descriptor(running)
+        return successor
+
+    async def _put_to_rest(self, run: Run, spec: MountSpec) -> None:
+        if run.served.exited.done():
+            return
+        run.served.process.send_signal(signal.SIGABRT)
+        if not await run.served.ended(LAST_WORDS_S):
+            await run.served.kill()
+        if not run.served.exited.done():
+            pid = run.served.process.pid
+            raise AmlmountError(f"cannot end blobfuse2 {pid} of '{spec.name}': it waits in the kernel")
 
     def descriptors(self, running: Running) -> dict[str, int]:
         """See TakesOver."""
@@ -137,13 +173,25 @@ class Blobfuse2Engine:
 
     # --- start ---------------------------------------------------------------------------------------------------
 
-    async def _bring_up(self, spec: MountSpec, how: How, undo: AsyncExitStack) -> Running:
+    async def _bring_up(
+        self,
+        spec: MountSpec,
+        how: How,
+        undo: AsyncExitStack,
+        dead: Run | None = None,
+        silent: Running | None = None,
+    ) -> Running:
+        """Mount and serve `spec`; with `dead`, in the place of its mount `silent`."""
         source = _only_source(spec)
+        heir = None
+        if dead is not None and silent is not None:
+            heir = self._start_heir(dead, silent.fuse_fd)
+            undo.push_async_callback(heir.kill)
         await in_thread(lambda: preflight(source))
         waiting = await in_thread(lambda: caches.put_leftovers_aside(self._places.all_bases(spec)))
         await in_thread(lambda: self._places.tidy(spec.name))
-        prepared = await _made(lambda: prepare(spec, source, self._places), _discard, undo)
-        opened = await _made(lambda: mounting.open_mount(spec), lambda opened: mounting.take_back(spec, opened), undo)
+        prepared = await made(lambda: prepare(spec, source, self._places), _discard, undo)
+        opened = await made(lambda: mounting.open_mount(spec), lambda opened: mounting.take_back(spec, opened), undo)
         try:
             served = self._spawn(spec, prepared, opened)
         finally:
@@ -157,7 +205,14 @@ class Blobfuse2Engine:
         undo.callback(self._runs.pop, pid, None)
         running = Running(spec, self.name, pid, start_time, opened.fuse_fd, mount_id, served.exited)
         await self.secure(running)
-        await _settled(lambda: mounting.show(opened, spec.target, how))
+        if dead is None or silent is None or heir is None:
+            await settled(lambda: mounting.show(opened, spec.target, how))
+        else:
+            await heir.ready()
+            run.folder = await in_thread(lambda: folder.note(covers=_covered(dead, silent, how)))
+            await settled(lambda: mounting.supersede(opened, spec.target, silent.mount_id, how))
+            self._begin(self._see_heir_off(heir))
+            waiting = [folder for folder in waiting if folder.path != dead.folder.path]
         opened.close_mount()
         self._begin(salvaging.salvage_now(waiting))
         run.watch = self._begin(self._follow_secrets(running, source, prepared))
@@ -237,10 +292,37 @@ class Blobfuse2Engine:
     async def _put_away(self, run: Run) -> None:
         await run.served.exited
         run.prepared.remove_runtime()
+        if run.entry is not None and mounts.has_sys_admin() and is_connected(run.fuse_fd):
+            await self._hand_over(run, run.entry)
+            return
+        run.close_connection()
         left = await in_thread(lambda: caches.put_away(run.folder))
         folders = [folder for folder in (left, run.kept) if folder is not None]
         if folders and not await salvaging.salvage_once(folders):
             self._begin(salvaging.salvage_later(folders))
+
+    async def _hand_over(self, run: Run, entry: MountEntry) -> None:
+        """Have an heir serve what is open in a mount that was detached when its blobfuse2 died."""
+        try:
+            run.plan = await in_thread(lambda: take_stock(entry, run.plan, detached=True))
+            run.folder = await in_thread(run.folder.set_aside)
+            heir = self._start_heir(run, run.fuse_fd)
+        finally:
+            run.close_connection()
+        await self._see_heir_off(heir)
+        if run.kept is not None and not await salvaging.salvage_once([run.kept]):
+            self._begin(salvaging.salvage_later([run.kept]))
+
+    def _start_heir(self, run: Run, fuse_fd: int) -> Heir:
+        assert run.plan is not None
+        log_path = self._places.afterlife_log_path(run.folder.instance.mount)
+        return Heir.start(run.folder, run.plan, fuse_fd, log_path)
+
+    async def _see_heir_off(self, heir: Heir) -> None:
+        """Salvage what it could not send, when it has ended."""
+        await heir.ended
+        if not await salvaging.salvage_once([heir.folder]):
+            self._begin(salvaging.salvage_later([heir.folder]))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         chore = asyncio.create_task(work)
@@ -262,33 +344,9 @@ async def _secure_nothing(running: Running) -> None:
     """Nobody comes after us."""
 
 
-async def _made(make: Callable[[], T], take_back: Callable[[T], None], undo: AsyncExitStack) -> T:
-    """Run `make` in a thread; what it has made is taken back by `undo`, even if it comes after we have given up."""
-    job = in_thread(make)
-
-    def settle(done: "asyncio.Future[T]") -> None:
-        if not done.cancelled() and done.exception() is None:
-            take_back(done.result())
-
-    async def give_up() -> None:
-        await asyncio.wait([job], timeout=UNDO_TIMEOUT_S)
-        if job.done():
-            await in_thread(lambda: settle(job))
-        else:
-            job.add_done_callback(settle)
-
-    undo.push_async_callback(give_up)
-    return await asyncio.shield(job)
-
-
-async def _settled(call: Callable[[], None]) -> None:
-    """Run `call` in a thread; one who gives up meanwhile goes on only after it has ended, so that it can be undone."""
-    job = in_thread(call)
-    try:
-        await asyncio.shield(job)
-    except asyncio.CancelledError:
-        await asyncio.wait([job], timeout=UNDO_TIMEOUT_S)
-        raise
+def _covered(dead: Run, silent: Running, how: How) -> tuple[int, ...]:
+    """Return the ids of the mounts that lie below a new one."""
+    return (*dead.folder.instance.covers, *([silent.mount_id] if how == "on_top" else []))
 
 
 def _discard(prepared: Prepared) -> None:

@@ -6,6 +6,7 @@ Otherwise fusermount3 mounts it at the target at once, and whoever looks waits f
 
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ SOURCE = "blobfuse2"
 SUBTYPE = "amlmount"
 # The kernel takes it from the mount, blobfuse2 passes it to libfuse: both must say the same.
 MAX_READ_BYTES = 1 << 20
+ON_TOP_PATIENCE_S = 0.5
 How = Literal["alone", "beneath", "on_top"]
 
 
@@ -98,6 +100,32 @@ def show(opened: Opened, target: str, how: How = "alone") -> None:
     if how == "alone" and (other := mounts.find_mount(place)) is not None and other.is_fuse:
         raise MountFailedError(f"cannot mount at '{target}': {other.source} was mounted there in the meantime")
     mounts.attach(opened.mount_fd, place, beneath=how == "beneath")
+
+
+def supersede(opened: Opened, target: str, silent_id: int, how: How) -> None:
+    """Show the new mount in the place of a silent one, whose open files go on. Raises MountFailedError.
+
+    On top of it that waits for whoever looks a name up in its root, which holds the lock of that directory. After a
+    moment they get an error, and so do the open files: nobody else could end that wait.
+    """
+    silent = mount_of(target, silent_id)
+    timer = threading.Timer(ON_TOP_PATIENCE_S, _abort, [silent])
+    if how == "on_top":
+        timer.start()
+    try:
+        show(opened, target, how)
+    finally:
+        timer.cancel()
+    if how == "beneath":
+        uncover(target, [silent_id])
+
+
+def _abort(silent: MountEntry | None) -> None:
+    if silent is None:
+        return
+    log.warning("%s: ending the old connection: somebody waits in its root", silent.mount_point)
+    with suppress(AmlmountError):
+        mounts.abort(silent)
 
 
 def _shown(target: str) -> MountEntry:

@@ -79,3 +79,7 @@ class Places:
     def output_path(self, mount: str) -> str:
         """Return what blobfuse2 writes to its standard output and error: errors of a start, the stack of a crash."""
         return os.path.join(self.log_dir, f"{file_name_of(mount)}.out")
+
+    def afterlife_log_path(self, mount: str) -> str:
+        """Return what processes write that serve what a dead blobfuse2 left open."""
+        return os.path.join(self.log_dir, f"{file_name_of(mount)}.afterlife.log")

@@ -46,7 +46,7 @@ async def salvage_once(folders: Sequence[Folder]) -> bool:
         log.error("%s", error.message)
         return False
     for line in done.text.splitlines():
-        _tell(line)
+        tell(line)
     if done.returncode not in (0, 1):
         log.error("the salvage of %s ended with %d: %s", ", ".join(paths), done.returncode, done.last_words)
     return done.returncode == 0
@@ -58,7 +58,8 @@ def _is_settled(folder: Folder) -> bool:
     return report is not None and not report["pending"]
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
+    """Say in the log what a report says, which is a line of JSON."""
     try:
         data = json.loads(line)
     except ValueError:

@@ -1,0 +1,95 @@
+"""Directories that somebody still holds, or works in: everything asked through them is done in the new mount.
+
+So a program whose working directory lies in the mount goes on as if nothing had been.
+"""
+
+import itertools
+import os
+import stat
+import struct
+import threading
+
+from amlmount.fuse.protocol import ATTR_OUT, DIRENT_HEADER, ENTRY_OUT
+
+FIRST_NEW_NODE = 1 << 40  # libfuse's own count to 2**32
+
+
+class Directories:
+    """Paths below the new mount, by node id. Methods raise OSError, which is the caller's answer."""
+
+    def __init__(self, target: str, paths: dict[int, str]) -> None:
+        self._target = target
+        self._paths = dict(paths)
+        self._nodes: dict[str, int] = {}
+        self._listings: dict[int, list[tuple[bytes, int, int]]] = {}
+        self._numbers = itertools.count(FIRST_NEW_NODE)
+        self._lock = threading.Lock()
+
+    def add(self, node_id: int, path: str) -> None:
+        """Know one more."""
+        with self._lock:
+            self._paths.setdefault(node_id, path)
+
+    def place(self, node_id: int, name: str = "") -> str | None:
+        """Return where the new mount has it, None for a node that nobody holds."""
+        path = self._paths.get(node_id)
+        return None if path is None else os.path.join(self._target, path, name).rstrip("/")
+
+    def entry(self, parent: int, name: str) -> bytes:
+        """Answer LOOKUP: attributes, and a node id that stays the same for a name; nothing is to be cached."""
+        place = os.path.join(self._target, self._paths[parent], name)
+        found = os.lstat(place)
+        path = os.path.join(self._paths[parent], name)
+        with self._lock:
+            node = self._nodes.setdefault(path, next(self._numbers))
+            self._paths[node] = path
+        return ENTRY_OUT.pack(node, 0, 0, 0, 0, 0, *attributes(node, found))
+
+    def attr(self, node_id: int) -> bytes:
+        """Answer GETATTR."""
+        return ATTR_OUT.pack(0, 0, 0, *attributes(node_id, os.lstat(self._place(node_id))))
+
+    def entries(self, node_id: int, offset: int, size_bytes: int, *, plus: bool) -> bytes:
+        """Answer READDIR and READDIRPLUS. An offset is how many entries came before, as blobfuse2 counts them."""
+        if offset == 0 or node_id not in self._listings:
+            self._listings[node_id] = _listing(self._place(node_id))
+        answer = bytearray()
+        for number, (name, inode, kind) in enumerate(self._listings[node_id][offset:], offset + 1):
+            record = DIRENT_HEADER.pack(inode, number, len(name), kind) + name
+            record += bytes(-len(record) % 8)
+            record = bytes(ENTRY_OUT.size) + record if plus else record  # node id 0: no attributes given
+            if len(answer) + len(record) > size_bytes:
+                break
+            answer += record
+        return bytes(answer)
+
+    def _place(self, node_id: int) -> str:
+        place = self.place(node_id)
+        assert place is not None
+        return place
+
+
+def attributes(node_id: int, found: os.stat_result) -> tuple[int, ...]:
+    """Return struct fuse_attr."""
+    times = (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns)
+    seconds, rest = [time // 10**9 for time in times], [time % 10**9 for time in times]
+    owner = (found.st_mode, found.st_nlink, found.st_uid, found.st_gid, 0, 4096, 0)
+    return (node_id, found.st_size, (found.st_size + 511) // 512, *seconds, *rest, *owner)
+
+
+def _listing(place: str) -> list[tuple[bytes, int, int]]:
+    with os.scandir(place) as entries:
+        return [(os.fsencode(entry.name), entry.inode(), _kind(entry)) for entry in entries]
+
+
+def _kind(entry: "os.DirEntry[str]") -> int:
+    mode = stat.S_IFLNK if entry.is_symlink() else stat.S_IFDIR if entry.is_dir(follow_symlinks=False) else stat.S_IFREG
+    return mode >> 12
+
+
+def names_in(body: memoryview, count: int, skip: int = 0) -> list[str]:
+    """Return NUL-ended names of a request. Raises struct.error for anything else."""
+    parts = bytes(body[skip:]).split(b"\0")
+    if len(parts) <= count:
+        raise struct.error("a name that does not end")
+    return [os.fsdecode(part) for part in parts[:count]]
