@@ -130,6 +130,33 @@ def test_a_changed_source_gets_another_and_the_old_one_is_pruned(box: Box) -> No
     assert box.world.cli("cache", "prune").stderr == "nothing to remove\n"
 
 
+@pytest.mark.root
+def test_a_cache_that_moves_is_left_with_the_last_reader(box: Box) -> None:
+    """`cache.root` is another place: the mount is replaced under its readers, and what lies at the old one goes."""
+    old, new = (f"{box.world.root}/{name}" for name in ("old", "new"))
+    box.up(root=old)
+    with open(f"{box.target}/large0", "rb", buffering=0) as reader:
+        first = reader.read(1_000_000)
+        before = box.cache()
+        assert before["path"].startswith(old) and before["size_bytes"] > 0
+        box.configure(root=new)
+        assert box.world.cli("reload").returncode == 0
+        assert box.read("large1") == LARGE["large1"]
+        held = {cache["path"]: cache["state"] for cache in box.caches()}
+        assert held.pop(before["path"]) == "used", "somebody still reads from it"
+        assert [(path.startswith(new), state) for path, state in held.items()] == [(True, "used")]
+        assert first + reader.readall() == LARGE["large0"]
+    poll(lambda: not os.path.exists(before["path"]), "the old cache stays", timeout_s=25)
+    assert box.cache()["path"].startswith(new)
+    assert box.world.cli("cache", "pin", "blobs", "large1").returncode == 0
+    pinned = box.cache()["path"]
+    box.configure(root=old)
+    assert box.world.cli("reload").returncode == 0
+    poll(lambda: sorted(cache["state"] for cache in box.caches()) == ["kept", "used"], "pinned: left", timeout_s=25)
+    assert os.path.exists(pinned)
+    box.down()
+
+
 def test_the_room_is_kept_and_reads_go_on(box: Box) -> None:
     """12 MB of room for 30 MB that are read twice."""
     box.up(max_size="12MB")

@@ -45,6 +45,7 @@ from amlmount.supervisor import (
     Surroundings,
     TableWatch,
 )
+from amlmount.supervisor.moved import remove_moved
 from amlmount.systemd import is_being_restarted, notify, passed_descriptors
 from amlmount.worker.program import LOADED
 
@@ -173,7 +174,8 @@ class _Daemon:
         self._events = EventHub(EventFile(events_dir(options.locations.state_dir)))
         specs = self._specs(self._config)
         self.supervisor = _make_supervisor(options, specs, self._forks, self._store, self._events)
-        self._caches = CacheKeeper(self.supervisor, lambda: self._config.cache)
+        clear_moved = functools.partial(remove_moved, places=options.locations)
+        self._caches = CacheKeeper(self.supervisor, lambda: self._config.cache, clear_moved=clear_moved)
         self.figures = Figures(self.supervisor, self._caches.used_bytes.get)
         self.health = HealthKeeper(self.supervisor, lambda: self._config.health)
         self._server = ApiServer(self, self._socket, group=_share(options.locations))

@@ -41,11 +41,22 @@ class _Room:
 
 
 class CacheKeeper:
-    """Call `on_change` at every change of a mount (`Supervisor.listen`). One timer, while a cache is in use."""
+    """Call `on_change` at every change of a mount (`Supervisor.listen`). One timer, while a cache is in use.
 
-    def __init__(self, supervisor: Supervisor, config: Callable[[], CacheConfig], *, every_s: float = EVERY_S) -> None:
+    `clear_moved` removes what these mounts have left at other places; it may block.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        config: Callable[[], CacheConfig],
+        *,
+        every_s: float = EVERY_S,
+        clear_moved: Callable[[list[MountSpec]], object] = lambda specs: None,
+    ) -> None:
         self._supervisor = supervisor
         self._config = config
+        self._clear_moved = clear_moved
         self._every_s = every_s
         self._timer: asyncio.TimerHandle | None = None
         self._round: asyncio.Task[None] | None = None
@@ -85,6 +96,7 @@ class CacheKeeper:
         try:
             for room in await self._rooms():
                 await self._share_room(room)
+            await asyncio.to_thread(self._clear_moved, self._supervisor.mounted())
         except (AmlmountError, OSError):
             log.exception("cannot share out the room for caches")
 
