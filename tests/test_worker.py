@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -137,3 +138,24 @@ def test_the_log_keeps_its_last_part(sandbox: Sandbox, monkeypatch: pytest.Monke
     assert os.stat(path).st_size <= process.MAX_LOG_BYTES
     assert lines[-1].startswith("line 29999 ") and all(line.startswith("line ") for line in lines)
     assert len(lines) * 50 >= process.KEPT_LOG_BYTES // 2
+
+
+def test_descriptors_come_with_the_message_they_were_sent_with() -> None:
+    """The kernel hands over a message without descriptors and the one after it, which has some, at once."""
+    ours, theirs = pair()
+    sender, receiver = Channel(ours), Channel(theirs)
+    with tempfile.TemporaryFile() as one, tempfile.TemporaryFile() as other:
+        sender.send({"op": "exited"})
+        sender.send({"op": "forked"}, [one.fileno(), other.fileno()])
+        sender.send({"op": "exited"})
+        got = [message for message in (receiver.receive() for _ in range(3)) if message is not None]
+        assert [(message.body["op"], len(message.descriptors)) for message in got] == [
+            ("exited", 0),
+            ("forked", 2),
+            ("exited", 0),
+        ]
+        assert [os.fstat(fd).st_ino for fd in got[1].descriptors] == [os.fstat(f.fileno()).st_ino for f in (one, other)]
+        for descriptor in got[1].descriptors:
+            os.close(descriptor)
+    sender.close()
+    receiver.close()

@@ -5,6 +5,7 @@ It knows nothing of mounts; `engines.python` does.
 
 import asyncio
 import itertools
+import logging
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from amlmount.engines.base import ExitReason
-from amlmount.engines.forkserver import ForkServer
+from amlmount.engines.forkserver import ForkServer, ForkServerGoneError
 from amlmount.errors import AmlmountError, WaitTimeoutError, from_json
 from amlmount.run import Process, is_same_process, spawn
 from amlmount.worker.channel import Channel, Message, pair
@@ -24,6 +25,7 @@ from amlmount.worker.orders import ASK, ERROR
 
 Ended = Callable[[], Awaitable[int | None]]
 TAIL_BYTES = 4096
+log = logging.getLogger(__name__)
 KILLED_GRACE_S = 5.0
 
 
@@ -66,6 +68,15 @@ class Child:
     @classmethod
     async def fork(cls, server: ForkServer, name: str, log_path: str | None, store_types: list[str]) -> "Child":
         """As `start`, but at once, by a fork server. Raises AmlmountError."""
+        try:
+            return await cls._fork(server, name, log_path, store_types)
+        except ForkServerGoneError as error:
+            log.warning("%s; starting another", error.message)
+            # With a socket of its own: the one before may have made a worker before it went away.
+            return await cls._fork(server, name, log_path, store_types)
+
+    @classmethod
+    async def _fork(cls, server: ForkServer, name: str, log_path: str | None, store_types: list[str]) -> "Child":
         ours, theirs = pair()
         log_fd = open_log(log_path)
         try:
@@ -144,6 +155,7 @@ class Child:
             del self._asked[number]
             if not self._asked and self._listening is not None:
                 self._listening.cancel()
+                self._listening = None  # it ends in its own time: whoever asks now must not rely on it
 
     async def _listen(self) -> None:
         """Hand answers to who waits for them; those nobody waits for any more are dropped."""

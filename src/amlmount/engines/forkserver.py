@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import logging
 import os
 import signal
 import sys
@@ -16,7 +15,10 @@ from amlmount.worker.forkserver import EXITED, FORK
 
 ANSWER_TIMEOUT_S = 20.0
 REPORT_TIMEOUT_S = 2.0
-log = logging.getLogger(__name__)
+
+
+class ForkServerGoneError(AmlmountError):
+    """It does not answer, or has ended."""
 
 
 class ForkServer:
@@ -33,22 +35,21 @@ class ForkServer:
     async def fork(self, name: str, socket_fd: int, log_fd: int, store_types: list[str]) -> Process:
         """Return a new worker that talks on `socket_fd` and logs to `log_fd` (both stay the caller's).
 
-        Raises AmlmountError.
+        Raises ForkServerGoneError: the next call starts another server, but a worker with this socket may be there.
         """
-        for _ in range(2):
-            channel, order = self._ready_channel(), next(self._orders)
-            forked = self._forks[order] = asyncio.get_running_loop().create_future()
-            body = {"op": FORK, "order": order, "name": name, "store_types": store_types}
-            try:
-                channel.send(body, [socket_fd, log_fd])
-                return await asyncio.wait_for(forked, ANSWER_TIMEOUT_S)
-            except (OSError, EOFError, TimeoutError) as error:
-                log.warning("the fork server does not answer (%s); starting another", error)
-                if self._channel is channel:
-                    self.close()
-            finally:
-                del self._forks[order]
-        raise AmlmountError("cannot start a worker: no fork server works", hint="see daemon.log")
+        channel, order = self._ready_channel(), next(self._orders)
+        forked = self._forks[order] = asyncio.get_running_loop().create_future()
+        body = {"op": FORK, "order": order, "name": name, "store_types": store_types}
+        try:
+            channel.send(body, [socket_fd, log_fd])
+            return await asyncio.wait_for(forked, ANSWER_TIMEOUT_S)
+        except (OSError, EOFError, TimeoutError) as error:
+            if self._channel is channel:
+                self.close()
+            text = f"cannot start a worker: the fork server does not answer ({error})"
+            raise ForkServerGoneError(text, hint="see daemon.log") from None
+        finally:
+            del self._forks[order]
 
     async def returncode(self, pid: int) -> int | None:
         """Return how a worker of ours ended, None if nobody can say."""

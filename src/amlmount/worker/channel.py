@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_DESCRIPTORS = 8
+COUNT = "descriptors"  # how many a message brings: one recvmsg may return several messages, and all their descriptors
 READ_BYTES = 65536
 
 
@@ -51,10 +52,21 @@ class Channel:
 
     def send(self, body: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Send one message. Raises OSError when the other end is gone, BlockingIOError if it does not read."""
-        line = encode(body)
+        line = encode(body | {COUNT: len(descriptors)} if descriptors else body)
         sent = socket.send_fds(self._sock, [line], list(descriptors)) if descriptors else self._sock.send(line)
         if sent < len(line):
             self._sock.sendall(line[sent:])
+
+    def offer(self, body: dict[str, Any]) -> bool:
+        """Send one message if it can be had away at once, else say that it was not sent. Raises OSError."""
+        line = encode(body)
+        try:
+            sent = self._sock.send(line, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        if sent < len(line):  # a message is whole or nothing
+            self._sock.sendall(line[sent:])
+        return True
 
     async def send_soon(self, body: dict[str, Any]) -> None:
         """Send one message of any size without blocking the loop. Raises OSError when the other end is gone."""
@@ -123,5 +135,7 @@ class Channel:
     def _take(self) -> Message:
         line, _, rest = bytes(self._pending).partition(b"\n")
         self._pending = bytearray(rest)
-        descriptors, self._descriptors = self._descriptors, []
-        return Message(json.loads(line), descriptors)
+        body = json.loads(line)
+        count = body.pop(COUNT, 0)
+        descriptors, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+        return Message(body, descriptors)
