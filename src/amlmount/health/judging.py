@@ -130,7 +130,7 @@ def judge_uploads(tally: EngineTally, config: HealthConfig) -> Condition:
     if tally.oldest_s <= config.upload_age:
         return _say("UploadsOnTime", "True", "InTime", "the store gets what is written")
     why = f": {tally.trouble}" if tally.trouble else ""
-    text = f"{rough_size(tally.dirty_bytes)} wait to be sent, some for {tally.oldest_s:.0f} s{why}"
+    text = f"{rough_size(tally.dirty_bytes)} wait to be sent, some for more than {config.upload_age:g} s{why}"
     return _say("UploadsOnTime", "False", "UploadsLate", text)
 
 

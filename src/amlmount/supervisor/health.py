@@ -59,15 +59,21 @@ class HealthKeeper:
         self._prober = Prober()
         self._stores: dict[StoreKey, StoreWatch] = {}
         self._known: dict[str, _Known] = {}
+        self._serving: dict[str, int | None] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def on_change(self, status: MountStatus) -> None:
-        """Take in that a mount came, went or changed: what is known by events is seen to at once."""
-        self._arm("events", SOON_S, self._see_to_events, again=False)
-        if status.state in SERVING:
-            self._arm("mounts", SOON_S, self._look_at_mounts, again=False)
-            self._arm("stores", FIRST_STORE_LOOK_S * random.random(), self._look_at_stores, again=False)
+        """Take in that a mount came, went or changed: what is known by events is seen to at once.
+
+        It is asked only if another process serves it: what is found is a change too.
+        """
+        self._arm("events", SOON_S, self._see_to_events)
+        before = self._serving.get(status.name)
+        self._serving[status.name] = now = status.pid if status.state in SERVING else None
+        if now is not None and now != before:
+            self._arm("mounts", SOON_S, self._look_at_mounts)
+            self._arm("new stores", FIRST_STORE_LOOK_S * random.random(), self._look_at_new_stores)
 
     def look_at(self, table: list[mounts.MountEntry]) -> None:
         """Take in a new mount table."""
@@ -85,8 +91,9 @@ class HealthKeeper:
         limit_s = min(timeout_s, self._config().store_timeout)
         await asyncio.gather(*(self._watch(key).look(limit_s) for key in stores))
         self._tell_of_stores(running)
-        self._see_to(mounts.read_mounts())
-        await asyncio.gather(*(self._look(one, min(timeout_s, self._config().timeout)) for one in running))
+        self._see_to(table := mounts.read_mounts())
+        paths, mount_s = Paths(table), min(timeout_s, self._config().timeout)
+        await asyncio.gather(*(self._look(one, paths, mount_s) for one in running))
         writable = {one.spec.name: await self._try_writing(one, timeout_s) for one in running if rw}
         found = self._supervisor.status(meant)
         return [
@@ -106,14 +113,19 @@ class HealthKeeper:
 
     # --- when --------------------------------------------------------------------------------------------------------
 
-    def _arm(self, name: str, delay_s: float, begin: Callable[[], None], *, again: bool = True) -> None:
-        """Have `begin` called; one that is due earlier stays, unless it is the next of a round (`again`)."""
+    def _arm(self, name: str, delay_s: float, begin: Callable[[], None]) -> None:
+        """Have `begin` called after a pause, or earlier if that has been asked for already."""
         timer, loop = self._timers.get(name), asyncio.get_running_loop()
-        if timer is not None and not timer.cancelled():
-            if not again and timer.when() <= loop.time() + delay_s and timer.when() > loop.time():
+        if timer is not None:
+            if timer.when() <= loop.time() + delay_s:
                 return
             timer.cancel()
-        self._timers[name] = loop.call_later(delay_s, begin)
+
+        def ring() -> None:
+            del self._timers[name]
+            begin()
+
+        self._timers[name] = loop.call_later(delay_s, ring)
 
     def _begin(self, name: str, work: "asyncio.Task[None]") -> None:
         self._tasks[name] = work
@@ -129,16 +141,28 @@ class HealthKeeper:
             self._begin("mounts", asyncio.create_task(self._round(running), name="look at mounts"))
 
     def _look_at_stores(self) -> None:
-        running = self._supervisor.running()
-        wanted = {key for one in running for key in keys_of(one.spec)}
+        wanted = self._wanted_stores()
         for key in [key for key in self._stores if key not in wanted]:
             self._stores.pop(key).close()
-        if not wanted:
-            return
+        if wanted:
+            self._arm_stores()
+            if "stores" not in self._tasks or self._tasks["stores"].done():
+                self._begin("stores", asyncio.create_task(self._store_round(wanted), name="look at stores"))
+
+    def _look_at_new_stores(self) -> None:
+        """Look at those that nobody has looked at yet; of the others tell mounts that are new what is known."""
+        new = self._wanted_stores() - self._stores.keys()
+        self._tell_of_stores(self._supervisor.running())
+        self._arm_stores()
+        if new:
+            self._begin("new stores", asyncio.create_task(self._store_round(new), name="look at new stores"))
+
+    def _wanted_stores(self) -> set[StoreKey]:
+        return {key for one in self._supervisor.running() for key in keys_of(one.spec)}
+
+    def _arm_stores(self) -> None:
         interval_s = self._config().store_interval
         self._arm("stores", interval_s * (1 + JITTER * (2 * random.random() - 1)), self._look_at_stores)
-        if "stores" not in self._tasks or self._tasks["stores"].done():
-            self._begin("stores", asyncio.create_task(self._store_round(wanted), name="look at stores"))
 
     def _see_to_events(self) -> None:
         self._see_to(mounts.read_mounts())
@@ -173,21 +197,22 @@ class HealthKeeper:
         return found
 
     async def _round(self, running: list[Running]) -> None:
-        await asyncio.gather(*(self._look(one, self._config().timeout) for one in running))
+        paths = Paths(mounts.read_mounts())
+        await asyncio.gather(*(self._look(one, paths, self._config().timeout) for one in running))
 
-    async def _look(self, running: Running, timeout_s: float) -> None:
+    async def _look(self, running: Running, paths: Paths, timeout_s: float) -> None:
         """Ask one mount, its engine, and the disks it needs."""
         found = await asyncio.gather(
-            self._ask_mount(running, timeout_s),
+            self._ask_mount(running, paths, timeout_s),
             self._ask_engine(running, timeout_s),
             self._ask_disks(running, timeout_s),
         )
         if any(one is running for one in self._supervisor.running()):
             self._supervisor.observe(running.spec.name, [condition for part in found for condition in part])
 
-    async def _ask_mount(self, running: Running, timeout_s: float) -> list[Condition]:
-        entry = next((one for one in mounts.read_mounts() if one.mount_id == running.mount_id), None)
-        if entry is None or Paths(mounts.read_mounts()).cover_of(entry) is not None:
+    async def _ask_mount(self, running: Running, paths: Paths, timeout_s: float) -> list[Condition]:
+        entry = paths.entry(running.mount_id)
+        if entry is None or paths.cover_of(entry) is not None:
             return []
         answer = await self._prober.ask("attributes", entry.mount_point, timeout_s, mount_id=entry.mount_id)
         return [judge_answer(answer, timeout_s, mounts.waiting(entry) if answer.error is None else None)]
