@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 LAYERS = [
-    {"metrics"},
+    {"metrics", "redaction"},
     {"errors", "states"},
     {"blobfuse2"},
     {"run", "log"},

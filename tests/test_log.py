@@ -7,13 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from amlmount.log import BURST, RepeatFilter, leads_to_journal, redact, setup_logging, wants_colour
+from amlmount.errors import AmlmountError
+from amlmount.log import BURST, RepeatFilter, leads_to_journal, setup_logging, wants_colour
+from amlmount.redaction import redact
 
 KEY = "Q" * 86 + "=="
 SECRETS = {
     f"https://a.blob.core.windows.net/c?sv=2024&sig={'aB%2F' * 8}&se=2030": "aB%2F",
     f"DefaultEndpointsProtocol=https;AccountName=a;AccountKey={KEY};EndpointSuffix=x": "QQQ",
-    "Authorization: Bearer abc.def-123": "abc.def",
+    "Authorization: Bearer abc.def-123-abc.def": "abc.def",
     "Authorization: SharedKey acct:AbCd+/12=": "AbCd",
     f"unexpected {KEY} in text": "QQQ",
     '{"client_secret": "hunter2", "n": 1}': "hunter2",
@@ -110,3 +112,14 @@ def test_the_journal_is_recognised(monkeypatch: pytest.MonkeyPatch, tmp_path: os
         monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
         assert leads_to_journal(file)
     assert not leads_to_journal(io.StringIO())
+
+
+@pytest.mark.parametrize(("text", "secret"), list(SECRETS.items())[:5])
+def test_an_error_hides_secrets_whoever_raises_it(text: str, secret: str) -> None:
+    error = AmlmountError(f"cannot use it: {text}", hint=text, details={"answer": text, "tries": 3})
+    assert secret not in f"{error} {error.to_json()}" and error.details["tries"] == 3
+
+
+def test_an_error_speaks_of_secrets() -> None:
+    text = "cannot use stores.a.credentials.account_key: a secret must not stand in the configuration (sas_token: x)"
+    assert str(AmlmountError(text)) == text

@@ -23,21 +23,26 @@ Wording: starts with "cannot", names the value, lower case, no full stop; the hi
 
 from typing import Any, ClassVar
 
+from amlmount.redaction import redact_shapes
+
 
 class AmlmountError(Exception):
     """A failure that the user can read and act on: never shown with a traceback.
 
-    `message` says what could not be done and why, `hint` what to do, `details` is machine readable.
+    `message` says what could not be done and why, `hint` what to do, `details` is machine readable. Texts come from
+    elsewhere too (a service's answer, what somebody typed): what is a secret in them is hidden here, once for all.
     """
 
     code: ClassVar[str] = "failed"
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str | None = None, details: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.details = details or {}
+        self.message = redact_shapes(message)
+        super().__init__(self.message)
+        self.hint = redact_shapes(hint) if hint is not None else None
+        self.details = {
+            key: redact_shapes(value) if isinstance(value, str) else value for key, value in (details or {}).items()
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the wire form `{"code", "message", "hint", "details"}` that api and `-o json` share."""

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from amlmount.log import JournalFormatter, RepeatFilter, priority_of, redact
+from amlmount.log import JournalFormatter, RepeatFilter, priority_of
+from amlmount.redaction import redact
 
 SOCKET = "/run/systemd/journal/socket"
 IDENTIFIER = "amlmount"

@@ -5,33 +5,17 @@
 
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
 from typing import TextIO
 
+from amlmount.redaction import redact
+
 BURST, WINDOW_S, MAX_REMEMBERED = 3, 60.0, 1000
-HIDDEN = "[hidden]"
 _COLOURS = {logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "1;31", logging.DEBUG: "2"}
 # sd-daemon(3): a line may begin with its syslog priority.
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.NOTSET, 7))
-_NAMES = r"(?:account|access)_?key|(?:sas|access|refresh)_?token|client_?secret|password|shared_?access_?signature"
-_SECRETS = (
-    re.compile(r"(?i)(?<![a-z0-9])(sig=)[^&\s\"';]+"),
-    re.compile(r"(?i)(\bbearer\s+)[\w.~+/=-]+"),
-    re.compile(r"(?i)(\bshared_?key(?:lite)?\s+[\w-]+:)[\w+/=]+"),
-    re.compile(rf"(?i)((?:{_NAMES})[\"']?\s*[=:]\s*[\"']?)(?![\[{{])[^\s\"',;&}}]+"),
-    re.compile(r"()(?<![\w+/=])[A-Za-z0-9+/]{86}==(?![\w+/=])"),  # an account key: 64 bytes of base64
-    re.compile(r"()\beyJ[\w-]{10,}\.[\w-]+\.[\w-]*"),  # a token (JWT)
-)
-
-
-def redact(text: str) -> str:
-    """Return `text` with everything that looks like a secret of Azure replaced by `[hidden]`."""
-    for pattern in _SECRETS:
-        text = pattern.sub(rf"\g<1>{HIDDEN}", text)
-    return text
 
 
 class ConsoleFormatter(logging.Formatter):

@@ -157,9 +157,11 @@ def _run(argv: list[str], console: Console) -> int:
 
 def _print_usage_error(error: Any, console: Console) -> int:
     from amlmount.errors import UsageError
+    from amlmount.redaction import redact_shapes
 
     if hasattr(error, "message"):
-        error.message = error.message.removeprefix("Value error, ")  # pydantic's words, which typer passes on
+        text = error.message.removeprefix("Value error, ")  # pydantic's words, which typer passes on
+        error.message = redact_shapes(text)  # a URL with a SAS, say
     if console.as_json:
         console.error(UsageError(f"cannot read the command line: {error.format_message()}", hint="see --help"))
     else:

@@ -71,7 +71,7 @@ def _lines(paths: list[str]) -> Iterator[str]:
 
 
 def _shown(line: bytes) -> str:
-    from amlmount.log import redact
+    from amlmount.redaction import redact
 
     return redact(line.decode(errors="replace").rstrip("\r\n"))
 

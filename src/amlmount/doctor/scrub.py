@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import quote
 
-from amlmount.log import HIDDEN, redact
+from amlmount.redaction import HIDDEN, redact
 
 SHORTEST_SECRET = 4
 # A variable, a key of YAML, an option: anything whose name says that its value is nobody's business.

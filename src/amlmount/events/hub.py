@@ -13,7 +13,7 @@ from typing import Any
 from amlmount.events.event import Event
 from amlmount.events.file import EventFile
 from amlmount.events.kinds import Kind, Severity
-from amlmount.log import redact
+from amlmount.redaction import redact
 
 MAX_MESSAGE_CHARS = 2000
 MAX_DETAIL_CHARS = 500

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from amlmount.engines.base import ExitReason
-from amlmount.log import redact
+from amlmount.redaction import redact
 from amlmount.run import Process, is_same_process, spawn
 
 log = logging.getLogger(__name__)
