@@ -1,7 +1,9 @@
 """One daemon, a mount for every fault that can be made: the right condition turns, in time, and nothing else does."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -16,8 +18,9 @@ import yaml
 
 from amlmount.client import DaemonClient
 from daemons import poll
-from drivers import sh
+from drivers import Account, Driver, sh
 from fakeblob import FakeBlobService
+from faulty_proxy import Proxy
 from sandbox import lazy_unmount
 from world import World
 
@@ -31,8 +34,8 @@ WITHIN_S = {"at once": 1.0, "mount": 0.7 + 1.0, "store": 0.33 + 2 * 0.5 + 0.5 + 
 class Ground:
     """A world whose mounts each have a store of their own, so that a fault is one mount's alone."""
 
-    def __init__(self, world: World, fake: FakeBlobService, other: FakeBlobService) -> None:
-        self.world, self.fake, self.other = world, fake, other
+    def __init__(self, world: World) -> None:
+        self.world = world
         self.stores: dict[str, Any] = {}
         self.mounts: dict[str, Any] = {}
 
@@ -56,10 +59,10 @@ class Ground:
     def target(self, name: str) -> str:
         return f"{self.world.root}/mnt/{name}"
 
-    def up(self) -> None:
+    def up(self, *names: str) -> None:
         config = {"stores": self.stores, "mounts": self.mounts, "health": TIMES | LIMITS}
         self.world.write_config(yaml.safe_dump(config))
-        done = self.world.cli("up")
+        done = self.world.cli("up", *names)
         assert done.returncode == 0, done.stderr
 
     def wrong(self) -> dict[str, set[str]]:
@@ -67,8 +70,7 @@ class Ground:
         return {mount["name"]: reasons(mount, "False") for mount in self.status()}
 
     def status(self) -> list[dict[str, Any]]:
-        client = DaemonClient(os.path.join(self.world.runtime_dir, "amlmount.sock"))
-        return [status.to_json() for status in client.status()]
+        return status_of(self.world)
 
     def of(self, name: str) -> dict[str, Any]:
         [found] = [mount for mount in self.status() if mount["name"] == name]
@@ -90,6 +92,12 @@ class Ground:
         ends = (datetime.now(UTC) + left).strftime("%Y-%m-%dT%H:%M:%SZ")
         Path(path).write_text(f"sv=2023-11-03&sr=c&sp=rl&se={ends}&sig=c2VjcmV0")
         os.chmod(path, 0o600)
+
+
+def status_of(world: World) -> list[dict[str, Any]]:
+    """Ask the daemon itself: a command takes too long to see what lasts for half a second."""
+    client = DaemonClient(os.path.join(world.runtime_dir, "amlmount.sock"))
+    return [status.to_json() for status in client.status()]
 
 
 def reasons(mount: dict[str, Any], status: str) -> set[str]:
@@ -117,7 +125,7 @@ def test_every_fault_turns_its_condition_and_no_other(
     world: World, fakes: tuple[FakeBlobService, FakeBlobService], small_disk: str
 ) -> None:
     fake, other = fakes
-    ground = Ground(world, fake, other)
+    ground = Ground(world)
     sas = f"{world.root}/sas"
     ground.sas(sas, timedelta(days=30))
     for name in ("well", "killed", "stopped", "hidden"):
@@ -132,10 +140,8 @@ def test_every_fault_turns_its_condition_and_no_other(
     poll(lambda: all(mount["health"] == "ok" for mount in ground.status()), "not all well at the beginning", 15)
     poll(lambda: all("StoreReachable" in types(mount) for mount in ground.status()), "no store was looked at")
 
-    def asks(container: str) -> Callable[[Any], bool]:
-        return lambda asked: asked.path.split("/")[2] == container
-
-    store_faults(ground, asks, sas)
+    other_clock(ground, other)
+    store_faults(ground, fake, sas)
     mount_faults(ground, small_disk)
     assert world.cli("check", "well").returncode == 0
     assert world.cli("down", "--discard-dirty", "--lazy").returncode == 0
@@ -149,8 +155,18 @@ def types(mount: dict[str, Any]) -> set[str]:
     return {condition["type"] for condition in mount["conditions"]}
 
 
-def store_faults(ground: Ground, asks: Callable[[str], Callable[[Any], bool]], sas: str) -> None:
-    fake = ground.fake
+def asks(container: str) -> Callable[[Any], bool]:
+    return lambda asked: bool(asked.path.split("/")[2] == container)
+
+
+def other_clock(ground: Ground, other: FakeBlobService) -> None:
+    other.clock_offset_s = 400.0
+    ground.turns("clock", "ClockOff", "store")
+    other.clock_offset_s = 0.0
+    ground.recovers("clock")
+
+
+def store_faults(ground: Ground, fake: FakeBlobService, sas: str) -> None:
     fake.fail("silence", 10**6, when=asks("silent"))
     ground.turns("silent", "StoreSilent", "store")
     assert ground.of("silent")["state"] == "degraded" and ground.of("silent")["last_error"]["code"] == "network"
@@ -170,11 +186,6 @@ def store_faults(ground: Ground, asks: Callable[[str], Callable[[Any], bool]], s
     assert ground.of("expiring")["state"] == "mounted", "it is a warning"
     ground.sas(sas, timedelta(days=30))
     ground.recovers("expiring")
-
-    ground.other.clock_offset_s = 400.0
-    ground.turns("clock", "ClockOff", "store")
-    ground.other.clock_offset_s = 0.0
-    ground.recovers("clock")
 
     fake.fail("status", 10**6, when=lambda asked: asks("late")(asked) and asked.method == "PUT", status=500)
     sh(f"echo precious > {ground.target('late')}/new", timeout_s=20)
@@ -218,3 +229,59 @@ def mount_faults(ground: Ground, small_disk: str) -> None:
         poll(partial(is_another, ground, pid), "it lives")
     ground.turns("killed", "ProcessEnded", "at once")
     ground.recovers("killed")
+
+
+def test_the_same_for_blobfuse2(driver: Driver, account: Account, proxy: Proxy) -> None:
+    account.container("data").put("a.txt", b"hello")
+    account.go_through(proxy)
+    account.configure(engine="blobfuse2", read_only=False)
+    with open(account.world.config, "a") as file:
+        file.write(yaml.safe_dump({"health": TIMES}))
+    account.up()
+
+    def state(reasons_wanted: set[str]) -> bool:
+        return reasons(status_of(account.world)[0], "False") == reasons_wanted
+
+    done = account.world.cli("check", "data", "--rw", "-o", "json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {line["type"]: line["status"] for line in json.loads(done.stdout)}
+    assert found.pop("Writable") == "True" and found.pop("ErrorsRare") == found.pop("UploadsOnTime") == "Unknown"
+    assert set(found.values()) == {"True"} and len(found) == 8
+    assert [item.name for page in account.opened["data"].list() for item in page.objects] == ["a.txt"]
+
+    proxy.refuses = lambda method, path: True
+    poll(partial(state, {"AccessRefused"}), "a refusal is not seen")
+    proxy.refuses = lambda method, path: False
+    poll(partial(state, set()), "it stays refused")
+
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", account.target("data")], check=True, timeout=10)
+    poll(partial(state, {"Hidden"}), "a cover is not seen")
+    subprocess.run(["umount", account.target("data")], check=True, timeout=10)
+    poll(partial(state, set()), "it stays hidden")
+
+    pid = status_of(account.world)[0]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    poll(partial(state, {"Silent"}), "silence is not heard")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+    poll(partial(state, set()), "it stays silent")
+    account.down()
+
+
+def test_check_of_what_is_not_there(world: World) -> None:
+    assert world.cli("check").returncode == 4, "no daemon"
+    ground = Ground(world)
+    ground.local("up")
+    ground.local("down")
+    ground.up("up")
+    assert world.cli("check").returncode == 0, "what nobody wants is not asked about"
+    done = world.cli("check", "down", "-o", "jsonl")
+    assert done.returncode == 1 and json.loads(done.stdout)["reason"] == "Unmounted"
+    assert world.cli("check", "up", "down").returncode == 7
+    assert world.cli("check", "nope").returncode == 3
+    done = world.cli("check", "up", "--rw")
+    assert done.returncode == 0 and "ReadOnly" in done.stdout, "nobody asked to write"
+    shutil.rmtree(f"{world.root}/up")
+    done = world.cli("check", "up")
+    assert done.returncode == 1 and "StoreGone" in done.stdout
+    assert world.cli("down").returncode == 0

@@ -150,8 +150,9 @@ class HealthKeeper:
                 self._begin("stores", asyncio.create_task(self._store_round(wanted), name="look at stores"))
 
     def _look_at_new_stores(self) -> None:
-        """Look at those that nobody has looked at yet; of the others tell mounts that are new what is known."""
-        new = self._wanted_stores() - self._stores.keys()
+        """Look at those that nobody has looked at yet, or that were not well; tell new mounts what is known of others."""
+        known = {key for key, watch in self._stores.items() if watch.found is not None and watch.found.error is None}
+        new = self._wanted_stores() - known
         self._tell_of_stores(self._supervisor.running())
         self._arm_stores()
         if new:
