@@ -16,7 +16,7 @@ LAYERS = [
     {"stores"},
     {"vfs", "transfer", "recovery"},
     {"fuse"},
-    {"worker"},
+    {"worker", "afterlife"},
     {"engines"},
     {"health"},
     {"supervisor", "session", "doctor"},

@@ -68,6 +68,7 @@ def _find_blobfuse2(spec: MountSpec, places: "Places | None") -> "tuple[Binary |
     if (against := _what_it_cannot(spec)) is not None:
         return None, against
     from amlmount.engines.blobfuse2 import find_binary
+    from amlmount.engines.blobfuse2.promises import limits
 
     try:
         binary = find_binary()
@@ -80,7 +81,7 @@ def _find_blobfuse2(spec: MountSpec, places: "Places | None") -> "tuple[Binary |
     if (missing := _what_is_missing(spec, binary)) is not None:
         return None, missing
     named = "asked for by name, " if spec.engine == "blobfuse2" else ""
-    return binary, f"{named}version {binary.version_text}"
+    return binary, "; ".join([f"{named}version {binary.version_text}", *limits(spec)])
 
 
 def _what_it_cannot(spec: MountSpec) -> str | None:

@@ -97,11 +97,17 @@ def salvage_pending(folder: Folder) -> Report | None:
         return None if before is not None and not before["pending"] else salvage_claimed(folder)
 
 
-def salvage_claimed(folder: Folder, *, dry_run: bool = False, held: Collection[str] = ()) -> Report:
-    """As `salvage`, for who has claimed the folder. Files named in `held` are left alone, for a later time."""
+def salvage_claimed(
+    folder: Folder, *, dry_run: bool = False, held: Collection[str] = (), resumed: bool = False
+) -> Report:
+    """As `salvage`, for who has claimed the folder. Files named in `held` are left alone, for a later time.
+
+    `resumed`: whoever was at work goes on, so an empty file is one that was just being made or closed, not a lost one.
+    """
     store = open_store(folder.instance.store)
     try:
-        report = _deal_with(folder, store, dry_run, held)
+        worker = _Worker(folder, store, dry_run, resumed)
+        report = _deal_with(folder, worker, dry_run, held)
     finally:
         store.close()
     if not dry_run:
@@ -119,11 +125,10 @@ def read_report(folder: Folder) -> dict[str, Any] | None:
         return None
 
 
-def _deal_with(folder: Folder, store: ObjectStore, dry_run: bool, held: Collection[str]) -> Report:
+def _deal_with(folder: Folder, worker: "_Worker", dry_run: bool, held: Collection[str]) -> Report:
     instance = folder.instance
     if not instance.may_be_dirty:
         return Report(instance.mount, folder.path, instance.ended_at_s, dry_run=dry_run)
-    worker = _Worker(folder, store, dry_run)
     with ThreadPoolExecutor(PARALLEL, "salvage") as pool:
         found_files = [file for file in local_files(folder.data) if file.name not in held]
         files = list(pool.map(worker.deal_with, sorted(found_files, key=lambda file: file.name)))
@@ -139,8 +144,8 @@ def is_unsent(files: Iterable[Found]) -> bool:
 class _Worker:
     """Deals with one file after the other; several threads use it."""
 
-    def __init__(self, folder: Folder, store: ObjectStore, dry_run: bool) -> None:
-        self._folder, self._store, self._dry_run = folder, store, dry_run
+    def __init__(self, folder: Folder, store: ObjectStore, dry_run: bool, resumed: bool) -> None:
+        self._folder, self._store, self._dry_run, self._resumed = folder, store, dry_run, resumed
         mode = unfinished_download_mode(allow_other=folder.instance.allow_other)
         self._rules = Rules(whole_seconds=not store.is_local, unfinished_mode=mode)
 
@@ -161,7 +166,10 @@ class _Worker:
             lambda: blob is not None and is_same(self._store, blob, file.path),
             lambda: blob is not None and is_part(self._store, blob, file.path),
         )
-        return blob, classify(file, blob, self._rules, compare)
+        verdict = classify(file, blob, self._rules, compare)
+        if verdict is Verdict.LOST and self._resumed:
+            verdict = Verdict.NEW if blob is None else Verdict.STALE
+        return blob, verdict
 
     def _let_settle(self) -> bool:
         """Wait until what the dead one had sent is committed or lost; say whether that took a moment."""

@@ -4,8 +4,8 @@ import asyncio
 import os
 from dataclasses import dataclass
 
+from amlmount.afterlife.plan import Plan
 from amlmount.engines.base import Running
-from amlmount.engines.blobfuse2.afterlife.plan import Plan
 from amlmount.engines.blobfuse2.configuring import Prepared
 from amlmount.engines.blobfuse2.served import Served
 from amlmount.mounts import MountEntry

@@ -9,8 +9,8 @@ import re
 import signal
 import sys
 
-from amlmount.engines.blobfuse2.afterlife.held import View, look, views_of
-from amlmount.engines.blobfuse2.afterlife.plan import Plan
+from amlmount.afterlife.held import View, look, views_of
+from amlmount.afterlife.plan import Plan
 from amlmount.engines.blobfuse2.salvaging import tell
 from amlmount.errors import AmlmountError
 from amlmount.fuse.negotiate import minor_cap
@@ -56,7 +56,7 @@ class Heir:
     @classmethod
     def start(cls, folder: Folder, plan: Plan, fuse_fd: int, log_path: str) -> "Heir":
         """Start it on the connection; it serves once another mount is in the old one's place. Raises AmlmountError."""
-        argv = [sys.executable, "-P", "-m", "amlmount.engines.blobfuse2.afterlife", folder.path, str(fuse_fd)]
+        argv = [sys.executable, "-P", "-m", "amlmount.afterlife", folder.path, str(fuse_fd)]
         words_fd, its_fd = os.pipe()
         try:
             plan.write(folder)

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from amlmount.afterlife.held import Held
 from amlmount.blobfuse2 import unfinished_download_mode
-from amlmount.engines.blobfuse2.afterlife.held import Held
 from amlmount.errors import AmlmountError, BlobNotFoundError
 from amlmount.recovery import Folder
 from amlmount.recovery.classify import SECOND_NS

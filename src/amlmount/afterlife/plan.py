@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 
-from amlmount.engines.blobfuse2.afterlife.held import Held, View
+from amlmount.afterlife.held import Held, View
 from amlmount.recovery import Folder
 
 NAME, LOCK = "afterlife.json", "afterlife.lock"

@@ -1,4 +1,4 @@
 """What a dead blobfuse2 left open goes on: a process of its own serves its connection until the last file is closed.
 
-`python -m amlmount.engines.blobfuse2.afterlife FOLDER FUSE_FD` is that process; `held` says who holds what.
+`python -m amlmount.afterlife FOLDER FUSE_FD` is that process; `held` says who holds what.
 """

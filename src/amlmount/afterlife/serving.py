@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from amlmount.engines.blobfuse2.afterlife import held
-from amlmount.engines.blobfuse2.afterlife.directories import Directories, attributes, names_in
-from amlmount.engines.blobfuse2.afterlife.files import OldFile
-from amlmount.engines.blobfuse2.afterlife.plan import Plan
+from amlmount.afterlife import held
+from amlmount.afterlife.directories import Directories, attributes, names_in
+from amlmount.afterlife.files import OldFile
+from amlmount.afterlife.plan import Plan
 from amlmount.errors import AmlmountError
 from amlmount.fuse.protocol import ATTR_OUT, IN_HEADER, OPEN_OUT, OUT_HEADER, ROOT_ID, STATFS_OUT, Opcode
 from amlmount.recovery import Folder

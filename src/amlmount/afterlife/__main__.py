@@ -14,8 +14,8 @@ import sys
 import threading
 import time
 
-from amlmount.engines.blobfuse2.afterlife.plan import LOCK, Plan
-from amlmount.engines.blobfuse2.afterlife.serving import Server
+from amlmount.afterlife.plan import LOCK, Plan
+from amlmount.afterlife.serving import Server
 from amlmount.errors import AmlmountError, BusyError
 from amlmount.fuse.protocol import OUT_HEADER, NotifyCode
 from amlmount.mounts import MountEntry, MountWatch, abort, canonical, topmost, waiting
@@ -55,7 +55,7 @@ class Securing:
         instance = self._folder.instance
         try:
             if instance.may_be_dirty:
-                report = salvage_claimed(self._folder, held=self._names)
+                report = salvage_claimed(self._folder, held=self._names, resumed=True)
                 self._is_sent = not is_unsent(report.files)
                 self._words.say(json.dumps(report.to_json()))
         except (AmlmountError, OSError) as error:
@@ -116,7 +116,7 @@ def _live(plan: Plan, folder: Folder, fuse_fd: int, words: "Words") -> None:
     securing.wait()
     server.close()
     try:
-        words.say(json.dumps(salvage_claimed(folder).to_json()))
+        words.say(json.dumps(salvage_claimed(folder, resumed=True).to_json()))
     except AmlmountError as error:
         log.error("%s", error.message)
 
