@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import test_event_commands
+import test_events_upload
 from amlmount.errors import AccessDeniedError, BusyError, NetworkError
 from amlmount.events import KINDS, Event, EventHub
 from amlmount.mounts import MountEntry
@@ -21,10 +22,13 @@ from fake_engine import FakeWorld, spec_named
 
 Scenario = Callable[["ToldWorld"], Coroutine[Any, Any, None]]
 SCENARIOS: dict[str, Scenario] = {}
-ELSEWHERE = {
+ELSEWHERE: dict[str, Callable[..., None]] = {
     "daemon-started": test_event_commands.test_events_of_a_whole_life,
     "daemon-ending": test_event_commands.test_events_of_a_whole_life,
     "daemon-leaving": test_event_commands.test_following_goes_on_with_the_next_daemon,
+    "upload-failed": test_events_upload.test_what_does_not_get_into_the_store_is_told_and_so_is_its_end,
+    "upload-recovered": test_events_upload.test_what_does_not_get_into_the_store_is_told_and_so_is_its_end,
+    "writes-set-aside": test_events_upload.test_what_was_put_under_another_name_is_told,
 }
 
 

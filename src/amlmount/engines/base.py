@@ -73,6 +73,13 @@ class Askable(Protocol):
         ...
 
 
+@runtime_checkable
+class TellsNews(Protocol):
+    """An engine whose mounts tell what happens to them: `on_news` gets each `news` of `worker.orders`."""
+
+    on_news: Callable[[dict[str, Any]], None]
+
+
 class Engine(Protocol):
     """Start and stop mounts. All methods are coroutines of the supervisor's loop and never block it."""
 

@@ -21,7 +21,7 @@ from amlmount.engines.forkserver import ForkServer, ForkServerGoneError
 from amlmount.errors import AmlmountError, WaitTimeoutError, from_json
 from amlmount.run import Process, is_same_process, spawn
 from amlmount.worker.channel import Channel, Message, pair
-from amlmount.worker.orders import ASK, ERROR
+from amlmount.worker.orders import ASK, ERROR, NEWS
 
 Ended = Callable[[], Awaitable[int | None]]
 TAIL_BYTES = 4096
@@ -43,6 +43,7 @@ class Child:
         self.exited: asyncio.Future[ExitReason] = self._loop.create_future()
         self._numbers = itertools.count(time.monotonic_ns())  # an earlier daemon's questions have other numbers
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._on_news: Callable[[dict[str, Any]], None] | None = None
         self._listening: asyncio.Task[None] | None = None
         if process.pidfd >= 0:
             self._loop.add_reader(process.pidfd, self._on_exit)
@@ -153,22 +154,35 @@ class Child:
             raise WaitTimeoutError(f"cannot get an answer from the worker within {timeout_s:g} s") from None
         finally:
             del self._asked[number]
-            if not self._asked and self._listening is not None:
+            if not self._asked and self._listening is not None and self._on_news is None:
                 self._listening.cancel()
                 self._listening = None  # it ends in its own time: whoever asks now must not rely on it
+
+    def listen(self, on_news: Callable[[dict[str, Any]], None]) -> None:
+        """Hear from now on, and until its end, what a worker that serves says unasked."""
+        self._on_news = on_news
+        if not self.exited.done() and (self._listening is None or self._listening.done()):
+            self._listening = self._loop.create_task(self._listen())
 
     async def _listen(self) -> None:
         """Hand answers to who waits for them; those nobody waits for any more are dropped."""
         while True:
             try:
                 message = await self._channel.receive_soon()
+            except ValueError:  # the end of a line whose beginning an earlier daemon has read
+                continue
             except OSError:
                 message = None
             if message is None:
                 break
+            if message.body.get("op") == NEWS and self._on_news is not None:
+                self._on_news(message.body)
+                continue
             waiting = self._asked.get(message.body.get("number", -1))
             if waiting is not None and not waiting.done():
                 waiting.set_result(message.body)
+        if not self._asked:
+            return
         why = await self._why_gone()
         for waiting in self._asked.values():
             if not waiting.done():

@@ -86,6 +86,7 @@ class PythonEngine:
         self._children: dict[int, Child] = {}
         self._unread_at: dict[int, int] = {}
         self.secure: Callable[[Running], Awaitable[None]] = _secure_nothing
+        self.on_news: Callable[[dict[str, Any]], None] = lambda body: None
 
     async def start(self, spec: MountSpec, *, timeout_s: float) -> Running:
         """See `Engine.start`; a worker that does not answer in `timeout_s` seconds is a WaitTimeoutError."""
@@ -254,6 +255,7 @@ class PythonEngine:
         return os.path.join(self._log_dir, f"{name.replace('/', ':')}.log") if self._log_dir else None
 
     def _keep(self, child: Child) -> None:
+        child.listen(lambda body: self.on_news(body))
         pid = child.process.pid
         self._children[pid] = child
 

@@ -113,6 +113,17 @@ REFRESH_FAILED = _warning(
     "it could not look at its store again and shows what it showed before",
     "nothing if the network was away; it is tried again when it is due",
 )
+UPLOAD_FAILED = _warning(
+    "upload-failed",
+    "something that was written is not in the store yet; it is kept on the local disk and tried again",
+    "see that the store can be reached and lets us write: `amlmount check NAME --rw`",
+)
+UPLOAD_RECOVERED = _info("upload-recovered", "the store takes what was written again")
+WRITES_SET_ASIDE = _warning(
+    "writes-set-aside",
+    "something that was written could not go where it belongs and was put under another name",
+    "look at both versions, and keep the right one",
+)
 CONTAINERS_CHANGED = _info("containers-changed", "an account has new containers, or has lost some; mounts follow it")
 CONTAINERS_UNKNOWN = _warning(
     "containers-unknown",

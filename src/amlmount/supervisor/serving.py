@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any
 
 from amlmount.config.spec import MountSpec
-from amlmount.engines.base import Engine, ExitReason, Replaces, Running, TakesOver
+from amlmount.engines.base import Engine, ExitReason, Replaces, Running, TakesOver, TellsNews
 from amlmount.errors import AmlmountError
+from amlmount.events import KINDS
 from amlmount.states import (
     Action,
     CancelRetry,
@@ -151,7 +152,14 @@ class ServedMount(Standing):
         self.tell(Started(self._running.pid, made_target=bool(self._made.created), is_adopted=is_adopted))
         self._watch(self._running)
 
+    def _hear(self, body: dict[str, Any]) -> None:
+        """Take in what the engine says of its own accord."""
+        if (kind := KINDS.get(body["kind"])) is not None:
+            self._around.events.tell(kind, body["message"], mount=self.spec.name, details=body["details"])
+
     def _set_secure(self, engine: Engine, made: MadeTarget) -> None:
+        if isinstance(engine, TellsNews):
+            engine.on_news = self._hear
         if isinstance(engine, TakesOver):
             engine.secure = partial(secure, self._around, engine, made)
 

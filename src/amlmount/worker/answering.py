@@ -10,6 +10,7 @@ from amlmount.fuse.adapter import ReadOnlyAdapter
 from amlmount.fuse.handles import BackingFiles, Ledger
 from amlmount.fuse.negotiate import Offer, offer_for
 from amlmount.vfs.filesystem import BlobFileSystem
+from amlmount.worker.news import News
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +30,14 @@ def adapter_for(
     return WritingAdapter(files, spec.policy, spec.ownership), writing_offer(spec.policy)
 
 
-def take_up_writing(files: BlobFileSystem, spec: MountSpec, *, is_successor: bool) -> None:
+def take_up_writing(files: BlobFileSystem, spec: MountSpec, news: News, *, is_successor: bool) -> None:
     """Recover what the process before this one left, and find out whether anything may be written."""
     if spec.read_only:
         return
     from amlmount.vfs.writing import WritableFileSystem, recover
 
     assert isinstance(files, WritableFileSystem)
+    files.news.tell = news.tell
     found = recover(files, is_successor=is_successor)
     log.info("%d files go on, %d are being sent, %d were set aside", found.resumed, found.pending, len(found.kept))
     if not is_successor:

@@ -8,6 +8,7 @@ worker -> starter   negotiated    what INIT is about to agree on, before the ker
 worker -> starter   serving       the kernel has its answer; a successor is about to read its first request
 starter -> worker   ask           number, what (worker.controls knows the questions), with; at any time once it serves
 worker -> starter   answer        number and result, or error
+worker -> starter   news          an event that nobody asked for: kind, message, details; at any time once it serves
 starter -> worker   exit          end now, whatever is still open (at any time)
 """
 
@@ -25,6 +26,7 @@ NEGOTIATED = "negotiated"
 SERVING = "serving"
 ASK = "ask"
 ANSWER = "answer"
+NEWS = "news"
 EXIT = "exit"
 
 

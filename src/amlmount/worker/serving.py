@@ -23,6 +23,7 @@ from amlmount.worker.controls import Controls, controls_for
 from amlmount.worker.estate import Estate, take_possession
 from amlmount.worker.health import health_question
 from amlmount.worker.late_cache import await_cache
+from amlmount.worker.news import News
 from amlmount.worker.orders import ERROR, NEGOTIATED, READY, SERVING, START, StartOrder
 from amlmount.worker.process import give_up_privileges, log_to_stderr, settle
 from amlmount.worker.source import open_checked, open_files
@@ -31,6 +32,7 @@ from amlmount.worker.tie import Tie
 from amlmount.worker.watch import Watch
 
 CLOSE_GRACE_S = 5.0
+OFFER_S = 0.2  # for an answer that is on its way
 KERNEL_READ_AHEAD_BYTES = 2 << 20
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Worker:
         self._controls: Controls | None = None
         self._closing = threading.Lock()  # whoever is second must not end the process under the first
         self._telling = threading.Lock()  # answers come from threads of their own
+        self._news = News(self._offer)
         self._files: BlobFileSystem | None = None
         self._mount_fd: list[int] = []  # of a mount that no path leads to yet
 
@@ -96,7 +99,7 @@ class Worker:
         ledger = Ledger(estate.handles) if estate and estate.is_readable else None
         adapter, offer = adapter_for(files, self._spec, descriptor, ledger)
         buffers = take_possession(estate, files, offer, negotiated, notifier) if estate else None
-        take_up_writing(files, self._spec, is_successor=negotiated is not None)
+        take_up_writing(files, self._spec, self._news, is_successor=negotiated is not None)
         session = Session(
             descriptor,
             adapter,
@@ -109,6 +112,7 @@ class Worker:
         if negotiated is not None:
             log.info("serving %s in the place of a worker that died", self._spec.target)
             self._tell({"op": SERVING})
+            self._news.open()
         self._controls = controls_for(files, notifier, self._tell)
         self._controls.learn({"health": health_question(session, files)})
         self._controls.learn({"stats": stats_question(session, adapter, files)})
@@ -132,6 +136,7 @@ class Worker:
         widen_read_ahead(about.st_dev, KERNEL_READ_AHEAD_BYTES)
         log.info("serving %s", self._spec.target)
         self._tell({"op": SERVING})
+        self._news.open()
         if self._files:
             self._files.warm_up()
 
@@ -141,6 +146,14 @@ class Worker:
     def _tell(self, body: dict[str, object]) -> None:
         with self._telling, suppress(OSError):  # the starter may be gone: what follows from that, the watch decides
             self._channel.send(body)
+
+    def _offer(self, body: dict[str, object]) -> None:
+        if self._telling.acquire(timeout=OFFER_S):
+            try:
+                with suppress(OSError):
+                    self._channel.offer(body)
+            finally:
+                self._telling.release()
 
     def _close(self) -> None:
         with self._closing:

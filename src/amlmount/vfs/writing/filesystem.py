@@ -20,6 +20,7 @@ from amlmount.vfs.errno import as_os_error
 from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
 from amlmount.vfs.writing.live import LiveTree, WritingOptions
 from amlmount.vfs.writing.livefile import LiveFile
+from amlmount.vfs.writing.outcomes import UploadNews
 from amlmount.vfs.writing.sending import Sender, own_mark
 from amlmount.vfs.writing.standing import WritingStats, look_at
 from amlmount.vfs.writing.uploads import Uploads
@@ -51,6 +52,7 @@ class WritableFileSystem(LiveTree):
             self._tell,
             threads=options.upload_threads,
         )
+        self.uploads.timings, self.news = self.tally.uploads, UploadNews()
         self._asked_at = float("-inf")
 
     # Opening and closing
@@ -392,4 +394,5 @@ class WritableFileSystem(LiveTree):
             self._troubles.worked(file.source.name)
         else:
             self._troubles.failed(file.source.name, error)
+        self.news.attempted(file.blob_name, error)
         self.ledger.tidy()

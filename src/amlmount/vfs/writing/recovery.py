@@ -200,6 +200,7 @@ class _Recovery:
         path = keep(self._files.disk, state, why)
         log.error("'%s' is not in the store: %s; it is kept as '%s'", state.name, why, path)
         self._found.kept.append(path)
+        self._files.news.set_aside(state.name, why, path)
 
     def _remove_strays(self) -> None:
         """Remove data files that no record tells of: the machine stopped before anything was said about them."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from amlmount.errors import AccessDeniedError, AmlmountError, UsageError
+from amlmount.metrics import Timings
 from amlmount.vfs.writing.disk import DATA
 from amlmount.vfs.writing.ledger import Ledger
 from amlmount.vfs.writing.livefile import LiveFile
@@ -49,6 +50,7 @@ class Uploads:
         self._is_closed = False
         self._size, self._threads = threads, list[threading.Thread]()
         self.refused: AccessDeniedError | None = None
+        self.timings = Timings()
 
     def promise(self, file: LiveFile) -> None:
         """Make the present state of a file last on the local disk. Raises OSError: then nothing was promised."""
@@ -170,10 +172,12 @@ class Uploads:
             self.enqueue(file, self._pause_after(file, error))
 
     def _attempt(self, file: LiveFile) -> None:
+        begun_ns = time.perf_counter_ns()
         try:
             self._sender.send(file)
         except AmlmountError as error:
             file.trouble = error
+            self.timings.failed += 1
             if isinstance(error, AccessDeniedError):
                 self.refused = error
             self._tell(file, error)
@@ -181,6 +185,7 @@ class Uploads:
         except OSError as error:
             file.trouble = error
             raise
+        self.timings.note(time.perf_counter_ns() - begun_ns)
         self._failing.pop(file.state.id, None)
         self.refused = None
         self._tell(file, None)
