@@ -3,11 +3,13 @@
 So a program whose working directory lies in the mount goes on as if nothing had been.
 """
 
+import errno
 import itertools
 import os
 import stat
 import struct
 import threading
+from collections.abc import Callable
 
 from amlmount.fuse.protocol import ATTR_OUT, DIRENT_HEADER, ENTRY_OUT
 
@@ -17,8 +19,9 @@ FIRST_NEW_NODE = 1 << 40  # libfuse's own count to 2**32
 class Directories:
     """Paths below the new mount, by node id. Methods raise OSError, which is the caller's answer."""
 
-    def __init__(self, target: str, paths: dict[int, str]) -> None:
-        self._target = target
+    def __init__(self, base: Callable[[], str | None], paths: dict[int, str]) -> None:
+        """`base` is where the new mount is, if there is one."""
+        self._base = base
         self._paths = dict(paths)
         self._nodes: dict[str, int] = {}
         self._listings: dict[int, list[tuple[bytes, int, int]]] = {}
@@ -30,15 +33,21 @@ class Directories:
         with self._lock:
             self._paths.setdefault(node_id, path)
 
-    def place(self, node_id: int, name: str = "") -> str | None:
-        """Return where the new mount has it, None for a node that nobody holds."""
-        path = self._paths.get(node_id)
-        return None if path is None else os.path.join(self._target, path, name).rstrip("/")
+    def knows(self, node_id: int) -> bool:
+        """Say whether somebody holds it, or found it by way of one that is held."""
+        return node_id in self._paths
+
+    def place(self, node_id: int, name: str = "") -> str:
+        """Return where the new mount has it: EIO if there is none, ESTALE for a node that nobody holds."""
+        if (path := self._paths.get(node_id)) is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if (base := self._base()) is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return os.path.join(base, path, name).rstrip("/")
 
     def entry(self, parent: int, name: str) -> bytes:
         """Answer LOOKUP: attributes, and a node id that stays the same for a name; nothing is to be cached."""
-        place = os.path.join(self._target, self._paths[parent], name)
-        found = os.lstat(place)
+        found = os.lstat(self.place(parent, name))
         path = os.path.join(self._paths[parent], name)
         with self._lock:
             node = self._nodes.setdefault(path, next(self._numbers))
@@ -47,12 +56,12 @@ class Directories:
 
     def attr(self, node_id: int) -> bytes:
         """Answer GETATTR."""
-        return ATTR_OUT.pack(0, 0, 0, *attributes(node_id, os.lstat(self._place(node_id))))
+        return ATTR_OUT.pack(0, 0, 0, *attributes(node_id, os.lstat(self.place(node_id))))
 
     def entries(self, node_id: int, offset: int, size_bytes: int, *, plus: bool) -> bytes:
         """Answer READDIR and READDIRPLUS. An offset is how many entries came before, as blobfuse2 counts them."""
         if offset == 0 or node_id not in self._listings:
-            self._listings[node_id] = _listing(self._place(node_id))
+            self._listings[node_id] = _listing(self.place(node_id))
         answer = bytearray()
         for number, (name, inode, kind) in enumerate(self._listings[node_id][offset:], offset + 1):
             record = DIRENT_HEADER.pack(inode, number, len(name), kind) + name
@@ -62,11 +71,6 @@ class Directories:
                 break
             answer += record
         return bytes(answer)
-
-    def _place(self, node_id: int) -> str:
-        place = self.place(node_id)
-        assert place is not None
-        return place
 
 
 def attributes(node_id: int, found: os.stat_result) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from amlmount.blobfuse2 import unfinished_download_mode
 from amlmount.errors import AmlmountError, BlobNotFoundError
 from amlmount.recovery import Folder
 from amlmount.recovery.classify import SECOND_NS
-from amlmount.recovery.contents import is_part, is_same
+from amlmount.recovery.contents import is_part, is_same, send
 from amlmount.stores.base import ObjectInfo, ObjectStore
 
 PIECE_BYTES = 1 << 20
@@ -26,10 +26,12 @@ FALLBACK_MODE = stat.S_IFREG | 0o644
 class OldFile:
     """Serves one node; several threads use it. Methods raise OSError, which is the caller's answer."""
 
-    def __init__(self, node_id: int, held: Held, folder: Folder, place: str, store: Callable[[], ObjectStore]) -> None:
-        """`place` is where the new mount has it; `store` is opened when a comparison needs it."""
+    def __init__(
+        self, node_id: int, held: Held, folder: Folder, base: Callable[[], str | None], store: Callable[[], ObjectStore]
+    ) -> None:
+        """`base` is where the new mount is, if there is one; `store` is opened when a comparison needs it."""
         self.name = held.path
-        self._node_id, self._held, self._folder, self._place, self._store = node_id, held, folder, place, store
+        self._node_id, self._held, self._folder, self._base, self._store = node_id, held, folder, base, store
         self._lock = threading.RLock()
         self._fd = -1
         self._is_aside = self._is_dirty = self._is_stored = False
@@ -72,7 +74,7 @@ class OldFile:
         """Return size and times, and mode, owner and group as the new mount shows them."""
         if self._shape is None:
             try:
-                found = os.lstat(self._place)
+                found = os.lstat(self._place())
                 self._shape = found.st_mode, found.st_uid, found.st_gid
             except OSError:
                 return os.fstat(self._opened()), (FALLBACK_MODE, os.geteuid(), os.getegid())
@@ -103,7 +105,7 @@ class OldFile:
                     self._fd = os.open(aside, (os.O_RDWR if self._may_be_dirty else os.O_RDONLY) | os.O_CLOEXEC)
                 else:
                     writes = self._held.writable and not self._folder.instance.read_only
-                    self._fd = os.open(self._place, (os.O_RDWR if writes else os.O_RDONLY) | os.O_CLOEXEC)
+                    self._fd = os.open(self._place(), (os.O_RDWR if writes else os.O_RDONLY) | os.O_CLOEXEC)
             return self._fd
 
     def _aside(self) -> str | None:
@@ -145,14 +147,27 @@ class OldFile:
             raise OSError(errno.EIO, error.message) from None
 
     def _blob(self) -> ObjectInfo | None:
-        name = "/".join(part for part in (self._folder.instance.path.strip("/"), self.name) if part)
         with suppress(BlobNotFoundError):
-            return self._store().head(name)
+            return self._store().head(self._blob_name)
         return None
 
+    @property
+    def _blob_name(self) -> str:
+        return "/".join(part for part in (self._folder.instance.path.strip("/"), self.name) if part)
+
+    def _place(self) -> str:
+        """Return where the new mount has it. Never what lies below a target that is bare."""
+        base = self._base()
+        if base is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return os.path.join(base, self.name)
+
     def _store_anew(self, fd: int) -> None:
+        if self._base() is None:
+            self._send(fd)
+            return
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        target = os.open(self._place, flags, stat.S_IMODE(os.fstat(fd).st_mode))
+        target = os.open(self._place(), flags, stat.S_IMODE(os.fstat(fd).st_mode))
         offset = 0
         try:
             while piece := os.pread(fd, PIECE_BYTES, offset):
@@ -161,3 +176,12 @@ class OldFile:
             os.close(target)
             raise
         os.close(target)  # this is what stores it, and says whether it did
+
+    def _send(self, fd: int) -> None:
+        """Store it without a mount: that was taken down."""
+        try:
+            blob = self._blob()
+            etag = blob.etag if blob is not None else None
+            send(self._store(), self._blob_name, f"/proc/self/fd/{fd}", if_match=etag, metadata=None)
+        except AmlmountError as error:
+            raise OSError(errno.EIO, error.message) from None

@@ -17,6 +17,7 @@ from amlmount.afterlife.files import OldFile
 from amlmount.afterlife.plan import Plan
 from amlmount.errors import AmlmountError
 from amlmount.fuse.protocol import ATTR_OUT, IN_HEADER, OPEN_OUT, OUT_HEADER, ROOT_ID, STATFS_OUT, Opcode
+from amlmount.mounts import find_mount, is_ours
 from amlmount.recovery import Folder
 from amlmount.stores.base import ObjectStore
 
@@ -49,7 +50,7 @@ class Server:
         self._handles: dict[int, int] = {}
         self.busy = 0
         held_directories = {node: item.path for node, item in plan.held.items() if item.is_directory}
-        self._directories = Directories(plan.target, {ROOT_ID: "", **held_directories} if held_directories else {})
+        self._directories = Directories(self._base, {ROOT_ID: "", **held_directories} if held_directories else {})
         for node, item in plan.held.items():
             self._add(node, item)
         self._answers: dict[int, Callable[[int, Body], bytes | list[bytes]]] = {
@@ -63,7 +64,7 @@ class Server:
             Opcode.READDIR: lambda node, body: self._entries(node, body, plus=False),
             Opcode.READDIRPLUS: lambda node, body: self._entries(node, body, plus=True),
             Opcode.OPENDIR: self._opendir,
-            Opcode.LOOKUP: lambda node, body: self._directories.entry(self._known(node), *names_in(body, 1)),
+            Opcode.LOOKUP: lambda node, body: self._directories.entry(node, *names_in(body, 1)),
             Opcode.OPEN: self._open,
             Opcode.CREATE: self._create,
             Opcode.MKDIR: self._mkdir,
@@ -71,7 +72,7 @@ class Server:
             Opcode.RMDIR: lambda node, body: self._remove(os.rmdir, node, body),
             Opcode.RENAME: lambda node, body: self._rename(node, body, RENAME_IN_BYTES),
             Opcode.RENAME2: lambda node, body: self._rename(node, body, _RENAME2_IN.size),
-            Opcode.READLINK: lambda node, body: os.fsencode(os.readlink(self._place(node))),
+            Opcode.READLINK: lambda node, body: os.fsencode(os.readlink(self._directories.place(node))),
             Opcode.STATFS: self._statfs,
         }
 
@@ -151,7 +152,7 @@ class Server:
         return found
 
     def _find(self, node: int) -> OldFile | None:
-        if (found := self._files.get(node)) is None and self._directories.place(node) is None:
+        if (found := self._files.get(node)) is None and not self._directories.knows(node):
             now = held.look(self._plan.device, self._plan.views).get(node)
             if now is not None:
                 self._add(node, now)
@@ -162,26 +163,30 @@ class Server:
         if item.is_directory:
             self._directories.add(node, item.path)
             return
-        place = os.path.join(self._plan.target, item.path)
         with self._lock:
-            self._files.setdefault(node, OldFile(node, item, self._folder, place, self._open_store))
+            self._files.setdefault(node, OldFile(node, item, self._folder, self._base, self._open_store))
+
+    def _base(self) -> str | None:
+        """Return where the new mount is: never a bare directory."""
+        entry = find_mount(self._plan.target)
+        return self._plan.target if entry is not None and is_ours(entry) else None
 
     def _read(self, node: int, body: Body) -> bytes:
         handle, offset, size = _READ_IN.unpack_from(body)
-        if handle in self._handles and self._directories.place(node) is not None:
+        if handle in self._handles and self._directories.knows(node):
             return os.pread(self._handles[handle], size, offset)
         return self._file(node).read(size, offset)
 
     def _write(self, node: int, body: Body) -> bytes:
         handle, offset, size = _READ_IN.unpack_from(body)
         data = body[WRITE_IN_BYTES : WRITE_IN_BYTES + size]
-        if handle in self._handles and self._directories.place(node) is not None:
+        if handle in self._handles and self._directories.knows(node):
             return struct.pack("<II", os.pwrite(self._handles[handle], data, offset), 0)
         return struct.pack("<II", self._file(node).write(data, offset), 0)
 
     def _flush(self, node: int, body: Body) -> list[bytes]:
         [handle] = _U64.unpack_from(body)
-        if self._directories.place(node) is not None:
+        if self._directories.knows(node):
             if handle in self._handles:
                 os.close(os.dup(self._handles[handle]))
             return []
@@ -193,21 +198,20 @@ class Server:
 
     def _release(self, node: int, body: Body) -> list[bytes]:
         [handle] = _U64.unpack_from(body)
-        if self._directories.place(node) is not None and (fd := self._handles.pop(handle, None)) is not None:
+        if self._directories.knows(node) and (fd := self._handles.pop(handle, None)) is not None:
             os.close(fd)
         return []
 
     def _getattr(self, node: int, body: Body) -> bytes:
-        if self._directories.place(node) is not None:
+        if self._directories.knows(node):
             return self._directories.attr(node)
         return self._attr_of(node, self._file(node))
 
     def _setattr(self, node: int, body: Body) -> bytes:
         valid, _, _, size = _SETATTR_IN.unpack_from(body)
-        place = self._directories.place(node)
-        if place is not None:
+        if self._directories.knows(node):
             if valid & FATTR_SIZE:
-                os.truncate(place, size)
+                os.truncate(self._directories.place(node), size)
             return self._directories.attr(node)
         file = self._file(node)
         if valid & FATTR_SIZE:
@@ -222,29 +226,19 @@ class Server:
 
     # --- by way of a directory that somebody holds -------------------------------------------------------------------
 
-    def _known(self, node: int) -> int:
-        if self._directories.place(node) is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return node
-
-    def _place(self, node: int, name: str = "") -> str:
-        found = self._directories.place(self._known(node), name)
-        assert found is not None
-        return found
-
     def _entries(self, node: int, body: Body, *, plus: bool) -> bytes:
         _, offset, size = _READ_IN.unpack_from(body)
-        if self._directories.place(node) is None:  # opened without O_DIRECTORY
+        if not self._directories.knows(node):  # opened without O_DIRECTORY
             self._directories.add(node, self._file(node).name)
         return self._directories.entries(node, offset, size, plus=plus)
 
     def _opendir(self, node: int, body: Body) -> bytes:
-        self._known(node)
+        self._directories.place(node)
         return OPEN_OUT.pack(0, 0, 0)
 
     def _open(self, node: int, body: Body) -> bytes:
         [flags] = _U32.unpack_from(body)
-        return self._opened(os.open(self._place(node), flags & ~(os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC))
+        return self._opened(os.open(self._directories.place(node), flags & ~(os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC))
 
     def _opened(self, fd: int) -> bytes:
         self._handles[fd] = fd
@@ -253,26 +247,29 @@ class Server:
     def _create(self, node: int, body: Body) -> list[bytes]:
         flags, mode, umask, _ = _CREATE_IN.unpack_from(body)
         [name] = names_in(body, 1, _CREATE_IN.size)
-        fd = os.open(self._place(node, name), flags | os.O_CREAT | os.O_CLOEXEC, mode & ~umask & 0o7777)
+        fd = os.open(self._directories.place(node, name), flags | os.O_CREAT | os.O_CLOEXEC, mode & ~umask & 0o7777)
         return [self._directories.entry(node, name), self._opened(fd)]
 
     def _mkdir(self, node: int, body: Body) -> bytes:
         mode, umask = struct.unpack_from("<II", body)
         [name] = names_in(body, 1, 8)
-        os.mkdir(self._place(node, name), mode & ~umask & 0o7777)
+        os.mkdir(self._directories.place(node, name), mode & ~umask & 0o7777)
         return self._directories.entry(node, name)
 
     def _remove(self, how: Callable[[str], None], node: int, body: Body) -> list[bytes]:
-        how(self._place(node, *names_in(body, 1)))
+        how(self._directories.place(node, *names_in(body, 1)))
         return []
 
     def _rename(self, node: int, body: Body, skip: int) -> list[bytes]:
         [parent] = _U64.unpack_from(body)
         old, new = names_in(body, 2, skip)
-        os.rename(self._place(node, old), self._place(parent, new))
+        os.rename(self._directories.place(node, old), self._directories.place(parent, new))
         return []
 
     def _statfs(self, node: int, body: Body) -> bytes:
-        found = os.statvfs(self._plan.target)
+        base = self._base()
+        if base is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        found = os.statvfs(base)
         counts = (found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree)
         return STATFS_OUT.pack(*counts, found.f_bsize, found.f_namemax, found.f_frsize, 0)

@@ -25,7 +25,7 @@ from amlmount.engines.blobfuse2.mounting import How, Opened
 from amlmount.engines.blobfuse2.places import Places
 from amlmount.engines.blobfuse2.preflight import preflight
 from amlmount.engines.blobfuse2.rotation import Watched, follow_secrets
-from amlmount.engines.blobfuse2.runs import Run, cpu_ticks
+from amlmount.engines.blobfuse2.runs import Run, is_stopped
 from amlmount.engines.blobfuse2.served import Served
 from amlmount.engines.blobfuse2.succession import Heir, take_stock
 from amlmount.engines.blobfuse2.undoing import made, settled
@@ -33,6 +33,7 @@ from amlmount.engines.offload import in_thread
 from amlmount.errors import AmlmountError, ConfigError, MountFailedError, NotFoundError, WaitTimeoutError
 from amlmount.mounts import MountEntry
 
+LAZY_PATIENCE_S = 1.0
 LAST_WORDS_S = 0.5  # for a hung one to write down where it hangs
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ class Blobfuse2Engine:
         if run is not None and not dead:
             run.kept = await in_thread(lambda: caches.keep_unsent(run.folder)) or run.kept
         await self._unmount(running, lazy=lazy or dead, timeout_s=timeout_s)
-        if run is not None and not await run.served.ended(timeout_s) and not lazy:
+        patience_s = min(timeout_s, LAZY_PATIENCE_S) if lazy else timeout_s
+        if run is not None and not await run.served.ended(patience_s) and not lazy:
             log.warning("%s: unmounted; blobfuse2 %d is still at work", running.spec.name, running.pid)
         if run is not None and (lazy or not dead):
             run.keep_connection(running, entry)
@@ -90,7 +92,9 @@ class Blobfuse2Engine:
     async def abandon(self, running: Running, *, timeout_s: float) -> None:
         """See Replaces. It is killed first: one that lives would wipe its cache when its connection is ended."""
         run, entry = self._runs.get(running.pid), mounting.mount_of(running.spec.target, running.mount_id)
-        if run is not None:
+        if run is not None and entry is None:  # somebody has unmounted it: it stores what it has, and ends
+            run.keep_connection(running, None)
+        elif run is not None:
             await run.served.kill()
         if entry is not None and is_connected(running.fuse_fd) and (run is None or run.served.exited.done()):
             with suppress(AmlmountError):
@@ -164,12 +168,8 @@ class Blobfuse2Engine:
         return running
 
     def is_hung(self, running: Running) -> bool:
-        """See TakesOver: requests are unread, as they were before, and it has used no processor since."""
-        run = self._runs.get(running.pid)
-        if run is None or not has_unread(running.fuse_fd):
-            return False
-        before, run.busy_ticks = run.busy_ticks, cpu_ticks(running.pid)
-        return before == run.busy_ticks
+        """See TakesOver: requests are unread and it is stopped. One that only waits for its store reads none either."""
+        return has_unread(running.fuse_fd) and is_stopped(running.pid)
 
     # --- start ---------------------------------------------------------------------------------------------------
 

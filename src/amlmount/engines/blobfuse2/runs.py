@@ -14,7 +14,7 @@ from amlmount.recovery import Folder
 
 @dataclass(slots=True)
 class Run:
-    """`kept`: what had to be put by before its clean end. `busy_ticks`: its processor time when requests lay unread.
+    """`kept`: what had to be put by before its clean end.
 
     `plan`: who held what when it died. `entry` and `fuse_fd`: its mount, once that is detached, for the case that it
     dies with files open.
@@ -25,7 +25,6 @@ class Run:
     folder: Folder
     kept: Folder | None = None
     watch: "asyncio.Task[None] | None" = None
-    busy_ticks: int = -1
     plan: Plan | None = None
     entry: MountEntry | None = None
     fuse_fd: int = -1
@@ -46,11 +45,10 @@ class Run:
             self.fuse_fd = -1
 
 
-def cpu_ticks(pid: int) -> int:
-    """Return the processor time a process has used (utime and stime of /proc/PID/stat), -1 if it is gone."""
+def is_stopped(pid: int) -> bool:
+    """Say whether a process is stopped (SIGSTOP, or by a debugger): state T or t of /proc/PID/stat."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return int(fields[11]) + int(fields[12])
-    except (OSError, IndexError, ValueError):
-        return -1
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except (OSError, IndexError):
+        return False
