@@ -24,6 +24,7 @@ from amlmount.config.models import Config
 from amlmount.config.resolve import find_daemon_user, resolve_all
 from amlmount.config.spec import MountSpec
 from amlmount.daemon import process
+from amlmount.daemon.draining import drain
 from amlmount.daemon.following import ConfigWatch, look_at, refuse_ruins
 from amlmount.daemon.watchdog import Watchdog
 from amlmount.descriptors import DescriptorStore, NoStore, open_store
@@ -292,6 +293,7 @@ class _Daemon:
             await self.supervisor.leave(timeout_s=CLOSE_TIMEOUT_S)
         else:
             self._events.tell(kinds.DAEMON_ENDING, "everything is taken down")
+            await drain(self.supervisor)
             await self.supervisor.close(timeout_s=CLOSE_TIMEOUT_S)
 
     @property
