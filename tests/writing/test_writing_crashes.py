@@ -125,6 +125,21 @@ def unlink(path: str) -> Step:
     return Step(lambda world, attempt: world.tree.names.unlink(*world.tree.parent(path), attempt), {path: None})
 
 
+def read_back(path: str, content: bytes) -> Step:
+    def act(world: World, attempt: Attempt) -> None:
+        assert bytes(world.tree.files.read(world.nodes[path], 0, 1 << 20)) == content
+
+    return Step(act)
+
+
+def utime(path: str, mtime_ns: int) -> Step:
+    def act(world: World, attempt: Attempt) -> None:
+        world.tree.files.set_mtime(world.tree.find(path).node_id, mtime_ns)
+        assert world.tree.find(path).mtime_ns == mtime_ns
+
+    return Step(act)
+
+
 def mkdir(path: str) -> Step:
     def act(world: World, attempt: Attempt) -> None:
         world.tree.hold(world.tree.names.mkdir(*world.tree.parent(path), attempt))
@@ -154,6 +169,9 @@ WORKLOAD = [
     *(open_("old"), write("old", 2000, b"edit"), flush("old", bytes(2000) + b"edit" + bytes(2996))),
     *(write("old", 6000, b"far"), flush("old", bytes(2000) + b"edit" + bytes(3996) + b"far"), release("old")),
     truncate("old", 2002, bytes(2000) + b"ed"),
+    utime("old", 10**18),
+    *(create("held"), write("held", 0, SMALL), flush("held", SMALL), unlink("held"), read_back("held", SMALL)),
+    release("held"),
     *(mkdir("new"), create("new/x"), write("new/x", 0, b"x"), flush("new/x", b"x"), release("new/x")),
     move("new", "moved", {"x": b"x"}),
     move("dir", "moved/dir", {"one": b"1", "two": b"2"}),

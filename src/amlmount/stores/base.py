@@ -5,7 +5,7 @@ protocol says may be retried, and otherwise raises an error of `amlmount.errors`
 All methods may be called from several threads at once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -149,6 +149,43 @@ class WritableStore(ObjectStore, Protocol):
 
     def check_writable(self) -> None:
         """Find out, without leaving a trace, if anything may be written. Raises AccessDeniedError, NetworkError."""
+        ...
+
+
+class BegunUpload(Protocol):
+    """A blob of which parts are sent before the rest of it is there; nobody sees any of it before `commit`."""
+
+    @property
+    def part_bytes(self) -> int:
+        """The length of every part; part n begins at n times that."""
+        ...
+
+    def send(self, number: int, data: bytes) -> None:
+        """Send a part; from several threads at once, each part once. Raises AmlmountError."""
+        ...
+
+    def commit(
+        self,
+        content: Content,
+        sent: Collection[int],
+        *,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """Do what `upload` does, without reading the parts that were `sent`, which must be as they are in `content`.
+
+        Raises what `upload` raises, and AmlmountError when parts have got lost.
+        """
+        ...
+
+
+@runtime_checkable
+class TakesParts(Protocol):
+    """A store that takes parts of a blob ahead of the rest."""
+
+    def begin(self, name: str) -> BegunUpload:
+        """Begin a blob; asks the store nothing. Raises UsageError for a name it cannot hold."""
         ...
 
 

@@ -8,13 +8,14 @@ import re
 import threading
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from html import unescape
+from types import MappingProxyType
 from urllib.parse import urlencode
 
 from amlmount.errors import AmlmountError, NetworkError, PreconditionFailedError
-from amlmount.stores.azure.blocks import Committed, Part, plan_blocks
+from amlmount.stores.azure.blocks import BLOCK_BYTES, MAX_BLOCKS, Committed, Part, plan_blocks
 from amlmount.stores.azure.failures import Attempted
 from amlmount.stores.azure.listing import etag_and_mtime
 from amlmount.stores.azure.rest import Reader, RestClient
@@ -31,9 +32,12 @@ PROBE_NAME = ".amlmount-may-write"  # an uncommitted block shows nowhere, and th
 
 
 class StagedUpload:
-    """One blob being written from `content`; used once."""
+    """One blob being written from `content`; used once. `sent`: blocks of a plan without kept ones that are there."""
 
-    def __init__(self, client: RestClient, name: str, content: Content) -> None:
+    def __init__(
+        self, client: RestClient, name: str, content: Content, sent: Mapping[int, str] = MappingProxyType({})
+    ) -> None:
+        self._sent = sent
         self._client, self._name, self._content = client, name, content
         self._attempted: Attempted = client.attempted("write", name)
         self._path = client.location.blob_path(name)
@@ -72,7 +76,7 @@ class StagedUpload:
     def _send(self, plan: Sequence[Part], id_bytes: int) -> list[str]:
         """Put the blocks that are not there and return the ids of all."""
         tag = os.urandom(32).hex()[: id_bytes - 8]
-        ids = [part.id or b64encode(f"{tag}{number:08}".encode()).decode() for number, part in enumerate(plan)]
+        ids = [part.id or self._sent.get(number) or block_id(tag, number) for number, part in enumerate(plan)]
         failed = threading.Event()
 
         def put(number: int) -> None:
@@ -80,7 +84,9 @@ class StagedUpload:
                 self._put_block(ids[number], plan[number])
 
         with ThreadPoolExecutor(PARALLEL_BLOCKS, "amlmount-stage") as pool:
-            jobs = [pool.submit(put, number) for number, part in enumerate(plan) if not part.id]
+            jobs = [
+                pool.submit(put, number) for number, part in enumerate(plan) if not part.id and number not in self._sent
+            ]
             done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
             if any(job.exception() for job in done):
                 failed.set()
@@ -113,6 +119,44 @@ class StagedUpload:
         query = {"comp": "blocklist", "blocklisttype": "committed"}
         text = self._client.call(Request("GET", self._path, query), self._attempted, lambda reply: reply.read())
         return [unescape(name) for name, _ in _BLOCK.findall(text.decode())] == list(ids)
+
+
+class PartsFirst:
+    """One blob whose blocks are sent as they come into being; see stores.base.BegunUpload."""
+
+    def __init__(self, client: RestClient, name: str) -> None:
+        self._client, self._name = client, name
+        self._tag = os.urandom(8).hex()  # no block of anybody's commit, nor of our own, has it
+
+    @property
+    def part_bytes(self) -> int:
+        """What `plan_blocks` cuts a blob into."""
+        return BLOCK_BYTES
+
+    def send(self, number: int, data: bytes) -> None:
+        """Put one block."""
+        query = {"comp": "block", "blockid": block_id(self._tag, number)}
+        request = Request("PUT", self._client.location.blob_path(self._name), query, body=data)
+        self._client.call(request, self._client.attempted("write", self._name), lambda reply: reply.read())
+
+    def commit(
+        self,
+        content: Content,
+        sent: Collection[int],
+        *,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """Put the blocks that are missing, and the block list."""
+        whole = content.size_bytes // BLOCK_BYTES if content.size_bytes <= BLOCK_BYTES * MAX_BLOCKS else 0
+        there = {number: block_id(self._tag, number) for number in sent if number < whole}
+        return StagedUpload(self._client, self._name, content, there).run((), if_match, if_none_match, metadata)
+
+
+def block_id(tag: str, number: int) -> str:
+    """Return the id of a block; those of one blob are of one length."""
+    return b64encode(f"{tag}{number:08}".encode()).decode()
 
 
 def copy_blob(

@@ -17,7 +17,7 @@ from amlmount.stores.azure.failures import DamagedBodyError
 from amlmount.stores.azure.listing import ListingParser, container_names, decode_md5, etag_and_mtime
 from amlmount.stores.azure.location import check_name
 from amlmount.stores.azure.rest import RestClient
-from amlmount.stores.azure.staging import StagedUpload, check_writable, copy_blob, set_metadata
+from amlmount.stores.azure.staging import PartsFirst, StagedUpload, check_writable, copy_blob, set_metadata
 from amlmount.stores.azure.timing import Deadline, Timing
 from amlmount.stores.azure.transport import Pool, Request, Response, find_ca_file
 from amlmount.stores.azure.upload import MAX_SINGLE_BYTES, conditions, put_blob
@@ -143,6 +143,11 @@ class AzureStore:
             data = bytes(content.read(0, content.size_bytes)) if content.size_bytes else b""
             return self.put(name, data, if_match=if_match, if_none_match=if_none_match, metadata=metadata)
         return StagedUpload(self._client(), name, content).run(unchanged, if_match, if_none_match, metadata)
+
+    def begin(self, name: str) -> PartsFirst:
+        """See TakesParts.begin."""
+        check_name(name)
+        return PartsFirst(self._client(), name)
 
     def copy(self, source: ObjectInfo, name: str, *, if_none_match: bool = False) -> ObjectInfo:
         """Copy within the container, by the service; waits as long as that takes, an hour at most."""

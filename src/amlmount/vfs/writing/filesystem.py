@@ -18,6 +18,7 @@ from amlmount.stores.base import ObjectInfo, WritableStore
 from amlmount.vfs.base import Node, NodeKind, WouldBlock
 from amlmount.vfs.errno import as_os_error
 from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
+from amlmount.vfs.writing.ahead import SendingAhead, cut
 from amlmount.vfs.writing.live import LiveTree, WritingOptions
 from amlmount.vfs.writing.livefile import LiveFile
 from amlmount.vfs.writing.outcomes import UploadNews
@@ -53,6 +54,7 @@ class WritableFileSystem(LiveTree):
             threads=options.upload_threads,
         )
         self.uploads.timings, self.news = self.tally.uploads, UploadNews()
+        self._parts = SendingAhead() if options.durability == "store" else None
         self._asked_at = float("-inf")
 
     # Opening and closing
@@ -174,6 +176,8 @@ class WritableFileSystem(LiveTree):
             was_clean, start = file.state.change == file.state.stored, min(offset, file.state.size)
             has_changed = file.write(offset, data)
             self._touched(file, was_clean)
+            if self._parts is not None:
+                self._parts.wrote(file, start, offset + len(data))
             if file.state.whole:
                 if was_clean:
                     self._note(file, self.ledger.changed)
@@ -205,6 +209,7 @@ class WritableFileSystem(LiveTree):
         is_turned = size_bytes < before and file.is_pending
         if is_turned:
             file.turn_epoch(size_bytes)
+        cut(file, size_bytes)
         file.resize(size_bytes)
         if not size_bytes:
             state.whole = True
@@ -347,17 +352,7 @@ class WritableFileSystem(LiveTree):
 
     def drain(self, timeout_s: float) -> bool:
         """Have everything sent; False if something is not in the store after `timeout_s` seconds."""
-        deadline = time.monotonic() + timeout_s
-        self.uploads.hurry()
-        while dirty := [file for file in list(self.ledger.files.values()) if file.is_dirty]:
-            for file in dirty:
-                self.uploads.promise(file)
-                self.uploads.enqueue(file)
-            self.uploads.work_off()
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        return True
+        return self.uploads.drain(timeout_s)
 
     def writing_stats(self) -> WritingStats:
         """Return what is not in the store yet."""
@@ -365,6 +360,8 @@ class WritableFileSystem(LiveTree):
 
     def close(self) -> None:
         """See FileSystem.close. What was promised and not sent is sent by the next start."""
+        if self._parts is not None:
+            self._parts.close()
         self.uploads.close()
         super().close()
         if self._lock_fd >= 0:

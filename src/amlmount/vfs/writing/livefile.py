@@ -10,13 +10,16 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amlmount.stores.base import ObjectInfo
 from amlmount.vfs.base import NodeKind
 from amlmount.vfs.nodes import IS_SYMLINK, FileNode, Source
 from amlmount.vfs.writing.disk import DATA, Disk
 from amlmount.vfs.writing.extents import Extents
+
+if TYPE_CHECKING:
+    from amlmount.vfs.writing.ahead import Ahead
 
 PIECE_BYTES = 4 << 20
 
@@ -72,6 +75,7 @@ class LiveFile(FileNode):
     __slots__ = (
         "_disk",
         "_fd",
+        "ahead",
         "dirty_since",
         "is_displaced",
         "is_unlinked",
@@ -101,6 +105,7 @@ class LiveFile(FileNode):
         self.is_unlinked = False
         self.is_displaced = False  # somebody else has the name now
         self.was_sent = False  # an attempt was begun: the store may have it without our knowing
+        self.ahead: Ahead | None = None  # what was sent of it before it is closed
         self.trouble: Exception | None = None
         self.dirty_since = time.time()
         self._disk = disk

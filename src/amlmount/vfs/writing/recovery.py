@@ -119,7 +119,7 @@ class _Recovery:
         with file.lock:
             snapshot = Snapshot(file, self._files.ledger.state_id)
         try:
-            if snapshot.order_of(present) or (not present.metadata.get(WRITE_ID) and snapshot.is_in(present)):
+            if snapshot.is_by_the_same(present) or (not present.metadata.get(WRITE_ID) and snapshot.is_in(present)):
                 file.state.etag = present.etag
         except (AmlmountError, OSError) as error:
             log.warning("cannot tell whether '%s' is ours: %s", file.state.name, error)

@@ -7,10 +7,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from amlmount.errors import AmlmountError, BlobNotFoundError, PreconditionFailedError
 from amlmount.stores.base import ObjectInfo, Ranges, WritableStore
 from amlmount.stores.metadata import MTIME, format_mtime
+from amlmount.vfs.writing.ahead import is_worth_asking_again, take
 from amlmount.vfs.writing.extents import Extents
 from amlmount.vfs.writing.keeping import keep
 from amlmount.vfs.writing.ledger import Ledger
@@ -45,6 +47,7 @@ class Snapshot:
         self.dirty, self._held = state.dirty.copy(), state.held.copy()
         self._fd = os.dup(file.fd()) if state.has_data or state.whole else -1
         self.metadata = dict(state.metadata) | {MTIME: format_mtime(state.mtime_ns)}
+        self.ahead = take(file)
         self._state_id, self._order = state_id, (state.id, state.change)
         self.write_id = f"{state_id}-{state.id:x}-{state.change:x}"
 
@@ -84,6 +87,10 @@ class Snapshot:
             return 0
         number, _, change = order.partition("-")
         return 1 if (int(number, 16), int(change, 16)) > self._order else -1
+
+    def is_by_the_same(self, info: ObjectInfo) -> bool:
+        """Say whether a blob was written by this very file, and is no copy of another one of ours."""
+        return info.metadata.get(WRITE_ID, "").startswith(f"{self._state_id}-{self._order[0]:x}-")
 
     def is_in(self, info: ObjectInfo) -> bool:
         """Tell whether a blob is this content, by what it says or by looking."""
@@ -151,14 +158,17 @@ class Sender:
     def _upload(self, snapshot: Snapshot) -> ObjectInfo:
         store = snapshot.store
         assert isinstance(store, WritableStore)
-        return store.upload(
-            snapshot.name,
-            snapshot,
-            unchanged=snapshot.unchanged,
-            if_match=snapshot.etag or None,
-            if_none_match=not snapshot.etag,
-            metadata=_metadata(store, snapshot),
-        )
+        conditions: Any = {"if_match": snapshot.etag or None, "if_none_match": not snapshot.etag}
+        conditions["metadata"] = _metadata(store, snapshot)
+        ahead, snapshot.ahead = snapshot.ahead, None
+        if ahead is not None and snapshot.whole and (sent := ahead.sent()):
+            try:
+                return ahead.begun.commit(snapshot, sent, **conditions)
+            except AmlmountError as error:
+                if not is_worth_asking_again(error):
+                    raise
+                log.info("'%s' is sent anew: %s", snapshot.name, error.message)
+        return store.upload(snapshot.name, snapshot, unchanged=snapshot.unchanged, **conditions)
 
     def _refused(self, file: LiveFile, snapshot: Snapshot) -> bool:
         """Find out why the condition did not hold: our own attempt came through, the blob is gone, or a conflict."""

@@ -20,6 +20,7 @@ from amlmount.vfs.writing.sending import ConflictError, Sender
 INLINE_BYTES = 64 << 10
 THREADS = 4
 CLOSE_S = 4.0
+DRAIN_POLL_S = 0.05
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 REFUSED_PAUSE_S = 20.0
 LOUDER_AFTER_S = (60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0)
@@ -117,6 +118,20 @@ class Uploads:
         with self._wanted:
             self._queue = [(0.0, order, file) for _, order, file in self._queue]
             self._wanted.notify_all()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Have everything sent; False if something is not in the store after `timeout_s` seconds."""
+        deadline = time.monotonic() + timeout_s
+        self.hurry()
+        while dirty := [file for file in list(self._ledger.files.values()) if file.is_dirty]:
+            for file in dirty:
+                self.promise(file)
+                self.enqueue(file)
+            self.work_off()
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(DRAIN_POLL_S)
+        return True
 
     def work_off(self) -> None:
         """Make every attempt that is due now, in the calling thread."""

@@ -1,0 +1,119 @@
+"""Parts that are sent while a file is being written: what arrives is what was written, whatever was touched since."""
+
+import random
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from amlmount.stores.azure import open_azure, staging
+from amlmount.stores.azure import store as azure_store
+from amlmount.stores.azure.blocks import plan_blocks
+from amlmount.stores.azure.store import AzureStore
+from fakeblob import Asked, FakeBlobService
+from writing.ground import Tree, open_tree
+
+PART = 1000
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "BLOCK_BYTES", PART)
+    monkeypatch.setattr(staging, "plan_blocks", lambda size, present, same: plan_blocks(size, present, same, PART))
+    monkeypatch.setattr(azure_store, "MAX_SINGLE_BYTES", PART)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeBlobService]:
+    with closing(FakeBlobService()) as service:
+        yield service
+
+
+@pytest.fixture
+def store(fake: FakeBlobService) -> Iterator[AzureStore]:
+    with closing(open_azure(fake.definition())) as opened:
+        yield opened
+
+
+@pytest.fixture
+def tree(store: AzureStore, tmp_path: Path) -> Iterator[Tree]:
+    with closing(open_tree(store, tmp_path).files) as files:
+        yield Tree(files, None)  # type: ignore[arg-type]
+
+
+def blocks(fake: FakeBlobService) -> int:
+    return sum(asked.query.get("comp") == "block" and "blockid" in asked.query for asked in fake.asked)
+
+
+def test_a_close_has_little_left_to_send(fake: FakeBlobService, store: AzureStore, tree: Tree) -> None:
+    data = random.Random(1).randbytes(10 * PART + 7)
+    with tree.create("a") as handle:
+        for start in range(0, len(data), 250):
+            handle.write(start, data[start : start + 250])
+        ahead = handle.node.ahead  # type: ignore[attr-defined]
+        assert len(ahead.sent()) == 10 == blocks(fake)
+    assert blocks(fake) == 11 and store.get("a") == data
+
+
+def test_what_was_touched_is_sent_again(fake: FakeBlobService, store: AzureStore, tree: Tree) -> None:
+    data = bytearray(random.Random(1).randbytes(6 * PART))
+    with tree.create("a") as handle:
+        handle.write(0, bytes(data))
+        handle.node.ahead.sent()  # type: ignore[attr-defined]
+        data[PART + 5 : PART + 8] = b"new"
+        handle.write(PART + 5, b"new")
+        data[3 * PART - 1 : 3 * PART + 1] = b"xy"
+        handle.write(3 * PART - 1, b"xy")
+        assert handle.node.ahead.sent() == [0, 4]  # type: ignore[attr-defined]
+    assert store.get("a") == data and blocks(fake) == 5 + 4
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_order_of_writes_and_cuts(store: AzureStore, tree: Tree, seed: int) -> None:
+    dice, model = random.Random(seed), bytearray()
+    for name in ("a", "b"):
+        with tree.create(name) as handle:
+            model.clear()
+            for _ in range(40):
+                what = dice.random()
+                if what < 0.7 or not model:
+                    place, data = len(model), dice.randbytes(dice.randint(1, 1500))
+                else:
+                    place, data = dice.randint(0, len(model) + 50), dice.randbytes(dice.randint(1, 300))
+                if what > 0.93:
+                    size = dice.randint(0, len(model) + 500)
+                    handle.truncate(size)
+                    del model[size:]
+                    model.extend(bytes(size - len(model)))
+                    continue
+                if what > 0.9:
+                    handle.fsync()
+                handle.write(place, data)
+                model.extend(bytes(max(place - len(model), 0)))
+                model[place : place + len(data)] = data
+        assert store.get(name) == model
+        tree.rename(name, "c")
+        assert store.get("c") == model
+
+
+def test_parts_that_failed_or_got_lost_are_sent_at_the_close(
+    fake: FakeBlobService, store: AzureStore, tree: Tree
+) -> None:
+    data = random.Random(2).randbytes(5 * PART + 1)
+    fake.fail("status", 2, when=is_block, status=403, code="AuthorizationFailure")
+    with tree.create("a") as handle:
+        handle.write(0, data)
+        handle.node.ahead.sent()  # type: ignore[attr-defined]
+    assert store.get("a") == data
+    with tree.create("b") as handle:
+        handle.write(0, data)
+        handle.node.ahead.sent()  # type: ignore[attr-defined]
+        with fake.lock:
+            fake.put("data", "b", b"")  # a commit of somebody else takes all parts with it
+            del fake.containers["data"]["b"]
+    assert store.get("b") == data
+
+
+def is_block(asked: Asked) -> bool:
+    return asked.query.get("comp") == "block"
