@@ -1,11 +1,14 @@
 """blobfuse2 mounts that outlive their daemon, their blobfuse2 and their definition, under who reads and writes them."""
 
+import asyncio
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +18,14 @@ from amlmount.fuse.negotiate import CAP_VARIABLE
 from benchmarks.users import content
 from daemons import poll
 from drivers import Account, Driver, sh
-from mounting import spec_of
+from mounting import mounted_at, spec_of
 from readers import Readers, User
 from sandbox import start_time
+from standin.install import install_standin
+from test_blobfuse2_engine import ground, left_in, make_engine
 
 pytestmark = pytest.mark.root
+__all__ = ["ground"]  # a fixture
 
 
 def daemon_of(account: Account) -> int:
@@ -174,3 +180,87 @@ def test_what_a_mount_does_not_get_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(CAP_VARIABLE, "34")
     assert "before Linux 6.5" in limits(spec)[0]
     assert any("open writers" in phrase for phrase in limits(blocks))
+
+
+HOLDER = """
+import os, sys
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.write(file, b"one ")
+seen = os.open(sys.argv[2], os.O_RDONLY) if len(sys.argv) > 2 else -1
+os.chdir(os.path.dirname(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    os.write(file, b"two")
+    os.close(file)
+    print("closed", os.pread(seen, 5, 0).decode() if seen >= 0 else "")
+except OSError as error:
+    print(error.strerror, os.pread(seen, 5, 0).decode())
+if seen >= 0:
+    print(" ".join(sorted(os.listdir("."))))
+"""
+
+
+@pytest.fixture
+def holder() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start a process that holds a file open for writing, and another for reading, and works in the mount."""
+    made: list[subprocess.Popen[str]] = []
+
+    def start(*paths: str) -> "subprocess.Popen[str]":
+        pipe = subprocess.PIPE
+        made.append(subprocess.Popen([sys.executable, "-c", HOLDER, *paths], stdin=pipe, stdout=pipe, text=True))
+        assert made[-1].stdout and made[-1].stdout.readline() == "ready\n"
+        return made[-1]
+
+    yield start
+    for process in made:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+def test_one_that_dies_after_its_mount_was_let_go_of_loses_nothing(
+    driver: Driver, ground: str, mountpoint: str, holder: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    async def story() -> None:
+        engine = make_engine(ground)
+        spec = spec_of(f"{ground}/src", mountpoint, read_only=False, engine="blobfuse2")
+        running = await engine.start(spec, timeout_s=30)
+        writer = await asyncio.to_thread(holder, f"{mountpoint}/b.txt")
+        await engine.stop(running, lazy=True, timeout_s=0.2)
+        os.kill(running.pid, signal.SIGKILL)
+        await running.exited
+        said, _ = await asyncio.to_thread(writer.communicate, "\n", 30)
+        assert said == "closed \n"
+        assert Path(ground, "src", "b.txt").read_bytes() == b"one two"
+        assert not mounted_at(mountpoint) and os.listdir(mountpoint) == []
+        await asyncio.to_thread(poll, lambda: left_in(ground) == [], "files are left")
+
+    asyncio.run(story())
+
+
+def test_block_cache_keeps_readers_and_tells_open_writers(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ground: str,
+    mountpoint: str,
+    holder: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    monkeypatch.setenv("PATH", f"{install_standin(tmp_path / 'bin').folder}:{os.environ['PATH']}")
+
+    async def story() -> None:
+        engine = make_engine(ground)
+        spec = spec_of(f"{ground}/src", mountpoint, read_only=False, engine="blobfuse2")
+        spec = spec.model_copy(update={"blobfuse2": {"block_cache": {"block-size-mb": 1, "mem-size-mb": 64}}})
+        running = await engine.start(spec, timeout_s=30)
+        user = await asyncio.to_thread(holder, f"{mountpoint}/b.txt", f"{mountpoint}/a.txt")
+        os.kill(running.pid, signal.SIGKILL)
+        await running.exited
+        assert engine.can_take_over(running)
+        successor = await engine.take_over(running, timeout_s=30)
+        assert successor.pid != running.pid and successor.mount_id != running.mount_id and running.fuse_fd == -1
+        said, _ = await asyncio.to_thread(user.communicate, "\n", 30)
+        assert said.startswith("Input/output error hello\n") and "a.txt" in said
+        await engine.stop(successor, lazy=False, timeout_s=20)
+        assert not mounted_at(mountpoint)
+
+    asyncio.run(story())
