@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -76,6 +77,14 @@ def test_what_is_kept_comes_back_to_another(store: KeeperStore, sandbox: Sandbox
     other.close()
 
 
+def test_what_is_kept_takes_the_place_of_something_else(store: KeeperStore) -> None:
+    give(store, a_one="1", a_two="2")
+    fd = memfd("one")
+    store.keep({"a.one": fd}, instead_of=["a.two", "unknown"])
+    os.close(fd)
+    assert texts(store.recall()) == {"a.one": "one"}
+
+
 def test_it_ends_with_the_last_thing_it_keeps(store: KeeperStore, keepers: Keepers) -> None:
     give(store, a_one="1")
     [keeper] = keepers()
@@ -133,8 +142,15 @@ def test_nonsense_ends_the_conversation_and_nothing_else(store: KeeperStore) -> 
     assert texts(store.recall()) == {"a.one": "1"}
 
 
+def same_file(one: int, other: int) -> bool:
+    """As systemd finds out: kcmp(2) with KCMP_FILE, else by what fstat says."""
+    number, me = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine, -1), os.getpid()
+    result = ctypes.CDLL(None).syscall(number, me, me, 0, one, other)
+    return os.path.sameopenfile(one, other) if result < 0 else result == 0
+
+
 class Manager:
-    """The side of systemd: keeps what it is sent, answers barriers unless it is `deaf`."""
+    """The side of systemd: keeps what it is sent and has not yet, answers barriers unless it is `deaf`."""
 
     def __init__(self, path: str) -> None:
         self.kept: dict[str, int] = {}
@@ -151,7 +167,9 @@ class Manager:
                     return
                 fds = [fd for _, _, payload in ancillary for fd in array.array("i", payload)]
                 fields = dict(line.split("=", 1) for line in data.decode().splitlines())
-                if fields.get("FDSTORE"):
+                if fields.get("FDSTORE") and any(same_file(fds[0], fd) for fd in self.kept.values()):
+                    os.close(fds[0])
+                elif fields.get("FDSTORE"):
                     self.kept[fields["FDNAME"]] = fds[0]
                 elif fields.get("FDSTOREREMOVE"):
                     fds = [self.kept.pop(fields["FDNAME"])] if fields["FDNAME"] in self.kept else []
@@ -185,6 +203,18 @@ def test_systemd_has_what_it_was_given_when_keep_returns(manager: tuple[Manager,
     store.drop(["a.two"])
     give(store, a_three="3")
     assert set(boss.kept) == {"a.one", "a.three"}
+
+
+def test_what_systemd_has_already_can_have_another_name(manager: tuple[Manager, str]) -> None:
+    """As when one mount takes the place of another: it is kept under a name for the next one first."""
+    boss, path = manager
+    store, fd = SystemdStore(path, {}), memfd("new")
+    give(store, a_one="old")
+    store.keep({"a.next-one": fd})
+    assert set(boss.kept) == {"a.one", "a.next-one"}
+    store.keep({"a.one": fd}, instead_of=["a.next-one"])
+    os.close(fd)
+    assert {name: os.pread(kept, 9, 0) for name, kept in boss.kept.items()} == {"a.one": b"new"}
 
 
 def test_a_systemd_that_does_not_answer_is_an_error(

@@ -21,8 +21,11 @@ class DescriptorStore(Protocol):
         """Return what is kept, by name; the descriptors are copies, close-on-exec, and the caller's."""
         ...
 
-    def keep(self, descriptors: Mapping[str, int]) -> None:
-        """Keep copies under these names, instead of what had them. Safe once this returns. Raises AmlmountError."""
+    def keep(self, descriptors: Mapping[str, int], *, instead_of: Iterable[str] = ()) -> None:
+        """Keep copies under these names, instead of what had them, and keep `instead_of` no longer.
+
+        Those may be other names of the same descriptors. Safe once this returns. Raises AmlmountError.
+        """
         ...
 
     def drop(self, names: Iterable[str]) -> None:
@@ -43,7 +46,7 @@ class NoStore:
         """See DescriptorStore."""
         return {}
 
-    def keep(self, descriptors: Mapping[str, int]) -> None:
+    def keep(self, descriptors: Mapping[str, int], *, instead_of: Iterable[str] = ()) -> None:
         """See DescriptorStore."""
 
     def drop(self, names: Iterable[str]) -> None:

@@ -44,13 +44,14 @@ class KeeperStore:
                 found.update(zip(part[0]["names"], part[1], strict=True))
         return found
 
-    def keep(self, descriptors: Mapping[str, int]) -> None:
+    def keep(self, descriptors: Mapping[str, int], *, instead_of: Iterable[str] = ()) -> None:
         """See DescriptorStore."""
         names = list(descriptors)
         for start in range(0, len(names), MAX_DESCRIPTORS):
             part = names[start : start + MAX_DESCRIPTORS]
             with self._lock:
                 self._tell({"op": "keep", "names": part}, [descriptors[name] for name in part])
+        self.drop(instead_of)
 
     def drop(self, names: Iterable[str]) -> None:
         """See DescriptorStore."""

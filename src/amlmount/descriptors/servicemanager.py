@@ -1,8 +1,8 @@
 """systemd's file descriptor store (sd_notify(3), FDSTORE=1): what it keeps comes back at the service's next start.
 
 Rules, each observed: a descriptor is safe only once a barrier has been answered; a `/dev/fuse` descriptor must be
-mounted before it is stored, and is dropped by systemd itself when its mount is gone; the order of LISTEN_FDS means
-nothing, the names do.
+mounted before it is stored, and is dropped by systemd itself when its mount is gone; one that it has already, under
+whatever name, it does not take again; the order of LISTEN_FDS means nothing, the names do.
 """
 
 import array
@@ -32,11 +32,12 @@ class SystemdStore:
         passed, self._passed = self._passed, {}
         return passed
 
-    def keep(self, descriptors: Mapping[str, int]) -> None:
+    def keep(self, descriptors: Mapping[str, int], *, instead_of: Iterable[str] = ()) -> None:
         """See DescriptorStore."""
         try:
-            for name, descriptor in descriptors.items():
+            for name in (*instead_of, *descriptors):
                 self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+            for name, descriptor in descriptors.items():
                 self._send(f"FDSTORE=1\nFDNAME={name}", [descriptor])
             self._barrier()
         except OSError as error:

@@ -6,8 +6,9 @@ A record says what was mounted, the descriptor store has what is needed to go on
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from amlmount.config.spec import MountSpec
 from amlmount.engines.base import Claim, Engine, Running, TakesOver
@@ -38,12 +39,14 @@ def record_of(running: Running, made: MadeTarget, *, is_leaving: bool = False) -
     )
 
 
-async def secure(around: Surroundings, engine: TakesOver, made: MadeTarget, running: Running) -> None:
+async def secure(
+    around: Surroundings, engine: TakesOver, made: MadeTarget, running: Running, *, instead_of: Sequence[str] = ()
+) -> None:
     """Put by what the next daemon needs. What cannot be kept costs the mount that, and no more."""
     name = running.spec.name
     descriptors = {f"{name}.{kind}": fd for kind, fd in engine.descriptors(running).items()}
     try:
-        await asyncio.to_thread(around.descriptors.keep, descriptors)
+        await asyncio.to_thread(partial(around.descriptors.keep, descriptors, instead_of=instead_of))
     except AmlmountError as error:
         log.warning("%s: would not survive a crash of the daemon: %s", name, error.message)
     around.records.save(record_of(running, made))  # last: it must not speak of what is not kept
@@ -71,12 +74,12 @@ async def secure_successor(
 
 async def only(around: Surroundings, engine: Engine, made: MadeTarget, running: Running) -> None:
     """Let `running` be all there is of its mount, whatever was to take its place or had it."""
+    names = [f"{running.spec.name}.{NEXT}{kind}" for kind in KINDS]
     if isinstance(engine, TakesOver):
-        await secure(around, engine, made, running)
+        await secure(around, engine, made, running, instead_of=names)
     else:
         around.records.save(record_of(running, made))
-    names = [f"{running.spec.name}.{NEXT}{kind}" for kind in KINDS]
-    await asyncio.to_thread(around.descriptors.drop, names)
+        await asyncio.to_thread(around.descriptors.drop, names)
 
 
 async def let_go(around: Surroundings, name: str) -> None:
