@@ -67,6 +67,7 @@ def test_a_machine_with_our_units(box: Box) -> None:
     check_the_journal_by_field(box)
     check_units_that_wait(box)
     check_nothing_is_readable_for_others(box)
+    check_a_users_unit(box)
     box.reboot()
     until(lambda: is_mounted(box), lambda: journal(box))
     assert box.sh(READ) == "7\n"
@@ -156,6 +157,21 @@ def check_nothing_is_readable_for_others(box: Box) -> None:
     assert box.sh("setpriv --reuid=65534 --regid=65534 --clear-groups ls /var/lib/amlmount 2>&1 || true").endswith(
         "Permission denied\n"
     )
+
+
+def check_a_users_unit(box: Box) -> None:
+    """The user is root, because no other can enter the folder of the interpreter that the checkout runs with."""
+    mine = CONFIG.replace("/media/images", "/root/mine")
+    box.write("/root/.config/amlmount/amlmount.yaml", mine)
+    env = {"XDG_RUNTIME_DIR": "/run/user/0"}
+    box.sh("systemctl start user@0.service; systemctl --user daemon-reload; systemctl --user start amlmount", env=env)
+    until(lambda: "fuse.amlmount" in box.run("findmnt", "-n", "/root/mine").stdout, lambda: journal(box))
+    box.sh("systemctl --user restart amlmount", env=env)
+    assert (
+        box.sh("cat /root/mine/sub/7.txt; systemctl --user show -P NFileDescriptorStore amlmount", env=env) == "7\n3\n"
+    )
+    box.sh("systemctl --user stop amlmount; ! findmnt /root/mine", env=env)
+    assert is_mounted(box)
 
 
 def test_a_watchdog_ends_a_stuck_daemon_and_mounts_live_on(box: Box) -> None:
