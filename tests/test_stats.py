@@ -44,9 +44,9 @@ def spread(*microseconds: int) -> Spread:
 
 
 def test_timings_are_counted_by_powers_of_two() -> None:
-    found = spread(0, 1, 3, 100, 100, 1_000_000, 10**15)
-    assert found.count == 7 and found.below(0) == 1 and found.below(2) == 3 and found.below(7) == 5
-    assert found.quantile_s(0.5) == 128e-6 and found.quantile_s(0.8) == 2**20 / 1e6
+    found = spread(0, 1, 3, 100, 100, 1_000_000, 10**12)
+    assert found.count == 7 and found.below(0) == 1 and found.below(12) == 3 and found.below(17) == 5
+    assert found.quantile_s(0.5) == 2**17 / 1e9 and found.quantile_s(0.8) == 2**30 / 1e9
     assert spread().quantile_s(0.5) is None and spread().mean_s is None and spread(2, 4).mean_s == 3e-6
     assert total([spread(1), spread(1, 300)]).counts == spread(1, 1, 300).counts
     assert spread(1, 2, 300).minus(spread(2)).count == 2

@@ -6,7 +6,7 @@ from amlmount.metrics.table import METRICS, Metric
 from amlmount.metrics.timings import Spread
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-BUCKET_STEPS = range(8, 26, 2)  # upper bounds from 256 microseconds to 16.8 seconds, each four times the one before
+BUCKET_STEPS = range(18, 36, 2)  # upper bounds from 262 microseconds to 17.2 seconds, each four times the one before
 
 
 class Samples:
@@ -24,7 +24,7 @@ class Samples:
         """Add a histogram."""
         pairs = _pairs(metric, labels)
         for step in BUCKET_STEPS:
-            self._put(metric, "_bucket", pairs | {"le": f"{2**step / 1e6:.6g}"}, spread.below(step))
+            self._put(metric, "_bucket", pairs | {"le": f"{2**step / 1e9:.6g}"}, spread.below(step))
         self._put(metric, "_bucket", pairs | {"le": "+Inf"}, spread.count)
         self._put(metric, "_sum", pairs, spread.seconds)
         self._put(metric, "_count", pairs, spread.count)

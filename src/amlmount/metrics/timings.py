@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-STEPS = 36  # of powers of two, from 1 microsecond to about 10 hours
+STEPS = 64  # of powers of two, from 1 nanosecond to longer than anybody waits
 
 
 @dataclass(slots=True)
 class Timings:
-    """`counts[i]`: how many took less than 2**i microseconds, and not less than half of that."""
+    """`counts[i]`: how many took less than 2**i nanoseconds, and not less than half of that."""
 
     counts: list[int] = field(default_factory=lambda: [0] * STEPS)
     total_ns: int = 0
@@ -21,7 +21,7 @@ class Timings:
 
     def note(self, took_ns: int) -> None:
         """Count one that went well."""
-        self.counts[min((took_ns // 1000).bit_length(), STEPS - 1)] += 1
+        self.counts[took_ns.bit_length()] += 1
         self.total_ns += took_ns
 
     def to_json(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Spread:
         return self.seconds / self.count if self.count else None
 
     def below(self, step: int) -> int:
-        """Return how many took less than 2**step microseconds."""
+        """Return how many took less than 2**step nanoseconds."""
         return sum(self.counts[: step + 1])
 
     def quantile_s(self, share: float) -> float | None:
@@ -63,7 +63,7 @@ class Spread:
         for step, count in enumerate(self.counts):
             seen += count
             if count and seen >= wanted:
-                return float(2**step) / 1e6
+                return float(2**step) / 1e9
         return None
 
     def minus(self, before: "Spread") -> "Spread":
