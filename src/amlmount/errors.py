@@ -40,7 +40,7 @@ class AmlmountError(Exception):
         self.message = redact_shapes(message)
         super().__init__(self.message)
         self.hint = redact_shapes(hint) if hint is not None else None
-        self.details = {
+        self.details: dict[str, Any] = {
             key: redact_shapes(value) if isinstance(value, str) else value for key, value in (details or {}).items()
         }
 
