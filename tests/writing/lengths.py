@@ -10,9 +10,9 @@ def number(name: str, short: int, full: int) -> int:
     return int(os.environ.get(f"AMLMOUNT_TEST_{name}", full if FULL else short))
 
 
-STEPS = number("STEPS", 60, 2000)  # operations of one random run
-EXAMPLES = number("EXAMPLES", 8, 12)  # such runs
-MOUNT_STEPS = number("MOUNT_STEPS", 120, 4000)  # operations of one run through the kernel
-SEEDS = number("SEEDS", 1, 6)  # such runs
+STEPS = number("STEPS", 60, 400)  # operations of one random run
+EXAMPLES = number("EXAMPLES", 8, 20)  # such runs
+MOUNT_STEPS = number("MOUNT_STEPS", 120, 1000)  # operations of one run through the kernel
+SEEDS = number("SEEDS", 1, 3)  # such runs
 KILLS = number("KILLS", 6, 60)
-FSX_STEPS = number("FSX", 150, 5000)
+FSX_STEPS = number("FSX", 150, 2000)

@@ -18,7 +18,8 @@ from amlmount.stores.azure.store import AzureStore
 from amlmount.stores.azure.timing import Timing
 from amlmount.stores.base import ObjectStore
 from fakeblob import Asked, FakeBlobService
-from writing.test_writing_model import EXAMPLES, STEPS, Dice, Sides, case_of
+from writing.lengths import EXAMPLES, STEPS
+from writing.test_writing_model import Dice, Sides, case_of
 
 TIMING = Timing(connect_s=1, silence_s=0.3, request_s=1.5, call_s=6, first_backoff_s=0.01, max_backoff_s=0.1)
 KINDS = ["reset", "done_reset", "status", "busy", "stall", "garbage"]
@@ -48,7 +49,7 @@ class Weather:
             self.service.fail("status" if kind == "busy" else kind, self.random.randint(1, 2), **more)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("durability", ["store", "journal"])
 def test_faults_reach_no_program(durability: str) -> None:
     for seed in range(max(EXAMPLES // 3, 2)):

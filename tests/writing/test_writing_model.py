@@ -1,6 +1,6 @@
 """Random operations on a writable file system and on a local directory side by side: the same answers, the same end.
 
-AMLMOUNT_TEST_STEPS makes it longer: `AMLMOUNT_TEST_STEPS=5000 pytest tests/writing/test_writing_model.py`.
+Short in CI; CONTRIBUTING.md says how all random tests of writing are run in full.
 """
 
 import contextlib
@@ -26,9 +26,8 @@ from amlmount.stores.memory import MemoryStore
 from amlmount.vfs.writing import filesystem as writing_filesystem
 from fakeblob import FakeBlobService
 from writing.ground import Handle, Tree, content_of, open_tree
+from writing.lengths import EXAMPLES, STEPS
 
-STEPS = int(os.environ.get("AMLMOUNT_TEST_STEPS", "60"))
-EXAMPLES = int(os.environ.get("AMLMOUNT_TEST_EXAMPLES", "8"))
 NAMES = ["a", "b", "c.txt", "d", "e", "ü"]
 PATHS = [*NAMES, *(f"{top}/{name}" for top in ("d", "e") for name in NAMES), "d/d/a", "d/d/b", "e/d/a"]
 paths = st.sampled_from(PATHS)
@@ -279,7 +278,7 @@ def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(writing_filesystem, "WHOLE_BYTES", 4)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("make_store", STORES)
 def test_name_behaves(make_store: Any) -> None:
     run_state_machine_as_test(
@@ -335,7 +334,7 @@ class Dice:
         return self.random.choice(list((always | (opened if sides.pairs else closed)).items()))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("durability", ["journal", "store"])
 @pytest.mark.parametrize("make_store", STORES)
 def test_it_does_so_with_uploads_in_the_background(make_store: Any, durability: str) -> None:

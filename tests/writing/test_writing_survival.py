@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import random
 import subprocess
 import sys
@@ -18,10 +17,10 @@ from amlmount.stores.local import LocalStore
 from mounting import until
 from writing import programs
 from writing.ground import content_of
+from writing.lengths import KILLS
 from writing.test_writing_mount import Mount, mounted, writable_spec
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
-KILLS = int(os.environ.get("AMLMOUNT_TEST_KILLS", "6"))
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 SHOW = """
 import hashlib, json, os, sys
 def digest(path):
