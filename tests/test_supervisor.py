@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from amlmount.errors import AccessDeniedError, AmlmountError, MountFailedError, NetworkError, NotFoundError
-from amlmount.states import MountState, RestartPolicy
+from amlmount.errors import AccessDeniedError, AmlmountError, BusyError, MountFailedError, NetworkError, NotFoundError
+from amlmount.states import Condition, MountState, RestartPolicy
 from amlmount.supervisor import MadeTarget, MountRecord, RecordStore, Supervisor
 from amlmount.supervisor.records import current_boot_id
 from fake_engine import FakeWorld, spec_named
@@ -387,3 +387,18 @@ def test_an_empty_supervisor_has_nothing_to_do(tmp_path: Path) -> None:
         assert outcome.mounts == [] and outcome.errors == {} and not supervisor.needed
 
     asyncio.run(scenario())
+
+
+def test_a_silent_mount_that_nobody_holds_is_let_go_of(play: Play) -> None:
+    """A mount that hangs is kept busy by the very question whether it answers."""
+    busy = BusyError("cannot unmount '/fake/a': in use, by no process", details={"holders": []})
+
+    async def scenario(world: FakeWorld) -> None:
+        await up(world, "a")
+        world.engine.stop_errors = [busy]
+        assert await down(world, "a") == {"a": "busy"}, "it answers: somebody else is there"
+        world.supervisor.observe("a", [Condition("Answering", "False", "Silent", "no answer")])
+        world.engine.stop_errors = [busy]
+        assert await down(world, "a") == {} and world.engine.log[-2:] == ["stop a", "stop a lazily"]
+
+    play(scenario)

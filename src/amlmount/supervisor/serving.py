@@ -12,7 +12,7 @@ from typing import Any
 
 from amlmount.config.spec import MountSpec
 from amlmount.engines.base import Engine, ExitReason, Replaces, Running, TakesOver, TellsNews
-from amlmount.errors import AmlmountError
+from amlmount.errors import AmlmountError, BusyError
 from amlmount.events import KINDS
 from amlmount.states import (
     Action,
@@ -284,10 +284,8 @@ class ServedMount(Standing):
         running = self._running
         try:
             if running is not None and self._engine is not None:
-                around = self._around
-                patience_s = around.lazy_stop_timeout_s if lazy else around.stop_timeout_s
-                around.records.save(record_of(running, self._made, is_leaving=True))
-                await self._engine.stop(running, lazy=lazy, timeout_s=patience_s)
+                self._around.records.save(record_of(running, self._made, is_leaving=True))
+                await self._stop_engine(self._engine, running, lazy)
             self._running = None
             await take_off_dead(self._around, self.spec.target)
             await let_go(self._around, self.spec.name)
@@ -304,6 +302,18 @@ class ServedMount(Standing):
         self._adopt_next_spec()
         self.times_stopped += 1
         self.tell(Stopped())
+
+    async def _stop_engine(self, engine: Engine, running: Running, lazy: bool) -> None:
+        around = self._around
+        patience_s = around.lazy_stop_timeout_s if lazy else around.stop_timeout_s
+        try:
+            await engine.stop(running, lazy=lazy, timeout_s=patience_s)
+        except BusyError as error:
+            is_silent = any(condition.reason == "Silent" for condition in self.status.conditions)
+            if lazy or error.details.get("holders") or not is_silent:
+                raise
+            # Nobody has anything open there: what keeps it busy is our own question whether it answers.
+            await engine.stop(running, lazy=True, timeout_s=around.lazy_stop_timeout_s)
 
     async def _clean_up(self) -> None:
         running, self._running = self._running, None
