@@ -282,6 +282,7 @@ def test_an_archive_holds_what_helps_and_no_secret(world: World) -> None:
     names = {name.removeprefix("amlmount-doctor/") for name in found}
     assert {"about.txt", "findings.json", "mounts.json", "environment.txt", "processes.txt"} <= names
     assert any("a line" in text for name, text in found.items() if "/logs/" in name)
+    assert any('"type":"mounted"' in text for name, text in found.items() if name.endswith("events.jsonl"))
     assert json.loads(found["amlmount-doctor/mounts.json"])[0]["name"] == "c"
     assert "HARMLESS_NAME=(set)" in found["amlmount-doctor/environment.txt"]
     assert '"file": ' in "".join(text for name, text in found.items() if "/config/" in name), "references stay"

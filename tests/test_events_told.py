@@ -13,8 +13,9 @@ import pytest
 
 import test_event_commands
 import test_events_upload
+from amlmount.api.following import MAX_BEHIND, Follower
 from amlmount.errors import AccessDeniedError, BusyError, NetworkError
-from amlmount.events import KINDS, Event, EventHub
+from amlmount.events import KINDS, Event, EventHub, kinds
 from amlmount.mounts import MountEntry
 from amlmount.states import Condition, Failure, HealthBack, HealthLost, Observed, RestartPolicy
 from amlmount.supervisor import AccountSupervisor, RecordStore, Supervisor, wait_for
@@ -54,9 +55,9 @@ class ToldWorld(FakeWorld):
         return next(event for event in self.heard if event.kind == kind)
 
 
-def brings_about(*kinds: str) -> Callable[[Scenario], Scenario]:
+def brings_about(*names: str) -> Callable[[Scenario], Scenario]:
     def note(scenario: Scenario) -> Scenario:
-        SCENARIOS.update(dict.fromkeys(kinds, scenario))
+        SCENARIOS.update(dict.fromkeys(names, scenario))
         return scenario
 
     return note
@@ -316,6 +317,19 @@ def test_a_mount_that_is_not_well_is_mounted_and_not_healthy(tmp_path: Path) -> 
         assert (await healthy).errors == {}
 
     play(scenario, tmp_path)
+
+
+def test_who_is_too_far_behind_is_let_go() -> None:
+    async def scenario() -> None:
+        hub = EventHub()
+        follower = Follower(hub)
+        for _ in range(MAX_BEHIND + 10):
+            hub.tell(kinds.REFRESHED, "x")
+        heard = await follower.next()
+        assert len(heard) == MAX_BEHIND and await follower.next() == [], "it asks for the rest with a new request"
+        follower.close_observing()
+
+    asyncio.run(scenario())
 
 
 def _patient(world: FakeWorld, *, hung_after_s: float) -> Any:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from amlmount.api.figures import MetricsListener
+from amlmount.client import DaemonClient
+from amlmount.config.fields import parse_address, split_address
 from amlmount.errors import WaitTimeoutError
 from amlmount.metrics import Timings, table
 from amlmount.metrics.reference import render
@@ -79,6 +83,33 @@ def answer() -> dict[str, Any]:
     unsent = {"files": 1, "bytes": 11, "oldest_s": 2.5}
     counts = {"requests": {"read": 10}, "failures": 1, "read_bytes": 70, "written_bytes": 7}
     return counts | {"waits": waits, "store": store, "cache": cache, "unsent": unsent}
+
+
+def test_what_cannot_be_listened_at_is_said_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    async def text() -> str:
+        return "amlmount_x 1\n"
+
+    async def scenario() -> None:
+        listener = MetricsListener(text)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            await listener.follow(("127.0.0.1", taken.getsockname()[1]))
+            await listener.follow(("192.0.2.1", 1))
+        port = free_port()
+        await listener.follow(("127.0.0.1", port))
+        assert await asyncio.to_thread(fetch, f"http://127.0.0.1:{port}/metrics") == "amlmount_x 1\n"
+        await listener.follow(None)
+        assert not await asyncio.to_thread(answers, f"http://127.0.0.1:{port}/metrics")
+
+    asyncio.run(scenario())
+    assert caplog.text.count("cannot serve metrics at ") == 2
+
+
+@pytest.mark.parametrize("address", ["9464", 9464, "127.0.0.1", ":9464", "127.0.0.1:99999", "a b:1", None])
+def test_an_address_has_a_host_and_a_port(address: object) -> None:
+    with pytest.raises(ValueError, match="is not an address and a port; write it as"):
+        parse_address(address)
+    assert split_address(parse_address("[::1]:9464")) == ("::1", 9464)
+    assert split_address(parse_address("localhost:1")) == ("localhost", 1)
 
 
 class Talking(FakeWorld):
@@ -162,6 +193,8 @@ def test_figures_of_real_mounts(pair: Pair, sandbox: Sandbox) -> None:
     assert found['amlmount_read_bytes_total{mount="red"}'] == 3
     assert found['amlmount_store_request_seconds_count{mount="red",request="read"}'] == 1
     assert found['amlmount_mount_condition{mount="red",condition="Mounted"}'] == 1
+    on_socket = samples(DaemonClient(f"{world.runtime_dir}/amlmount.sock").metrics())
+    assert on_socket.keys() == found.keys() and on_socket['amlmount_read_bytes_total{mount="red"}'] == 3
     for path in ("/v1/status", "/v1/stats", "/"):
         with pytest.raises(urllib.error.HTTPError, match="404"), closing(urllib.request.urlopen(url + path)):
             pass
@@ -217,8 +250,6 @@ def stopped(pid: int) -> "Any":
 
 
 def free_port() -> int:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 

@@ -94,9 +94,12 @@ class MetricsListener:
         if runner is not None:
             await runner.cleanup()
 
+    async def _serve(self, request: web.Request) -> web.Response:
+        return await serve_text(self._text)
+
     async def _open(self, host: str, port: int) -> None:
         app = web.Application()
-        app.add_routes([web.get("/metrics", lambda request: serve_text(self._text))])
+        app.add_routes([web.get("/metrics", self._serve)])
         self._runner = web.AppRunner(
             app, access_log=None, shutdown_timeout=1.0, max_line_size=HEADER_BYTES, max_field_size=HEADER_BYTES
         )

@@ -134,11 +134,11 @@ def _shown(name: str, value: str) -> str:
 
 
 def _logs(places: Locations) -> list[str]:
-    folders = (str(places.state_dir), str(places.state_dir / "logs"))
+    folders = [str(places.state_dir / part) for part in ("", "logs", "events")]
     found = []
     for folder in folders:
         with contextlib.suppress(OSError):
-            found += [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if ".log" in name]
+            found += [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if ".log" in name or ".jsonl" in name]
     return [path for path in found if os.path.isfile(path)]
 
 
