@@ -138,7 +138,8 @@ def _logs(places: Locations) -> list[str]:
     found = []
     for folder in folders:
         with contextlib.suppress(OSError):
-            found += [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if ".log" in name or ".jsonl" in name]
+            names = [name for name in sorted(os.listdir(folder)) if ".log" in name or ".jsonl" in name]
+            found += [os.path.join(folder, name) for name in names]
     return [path for path in found if os.path.isfile(path)]
 
 
