@@ -46,13 +46,13 @@ def blocks(fake: FakeBlobService) -> int:
     return sum(asked.query.get("comp") == "block" and "blockid" in asked.query for asked in fake.asked)
 
 
-def test_a_close_has_little_left_to_send(fake: FakeBlobService, store: AzureStore, tree: Tree) -> None:
+def test_durable_sent_ahead(fake: FakeBlobService, store: AzureStore, tree: Tree) -> None:
     data = random.Random(1).randbytes(10 * PART + 7)
     with tree.create("a") as handle:
         for start in range(0, len(data), 250):
             handle.write(start, data[start : start + 250])
         ahead = handle.node.ahead  # type: ignore[attr-defined]
-        assert len(ahead.sent()) == 10 == blocks(fake)
+        assert len(ahead.sent()) == 10 == blocks(fake) and "a" not in fake.containers["data"]
     assert blocks(fake) == 11 and store.get("a") == data
 
 

@@ -191,6 +191,33 @@ def test_an_unlinked_file_stays_for_whoever_has_it_open(path: str, outside: Obje
     assert os.listdir(path) == [] and content_of(outside) == {}
 
 
+HOLD = """
+import os, sys
+fd = os.open(f"{sys.argv[1]}/a", os.O_RDWR | os.O_CREAT)
+os.write(fd, b"content")
+os.unlink(f"{sys.argv[1]}/a")
+print("held", flush=True)
+sys.stdin.readline()
+os.pwrite(fd, b"C", 0)
+sys.stdout.write(os.pread(fd, 100, 0).decode())
+"""
+
+
+def test_write_unlinked_outlives_a_process(mount: Mount, outside: ObjectStore) -> None:
+    argv = [sys.executable, "-c", HOLD, mount.path]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            mount.kill()
+            mount.take_over()
+            said, _ = holder.communicate("go on\n", timeout=20)
+        except BaseException:
+            mount.stop(lazy=True)
+            holder.kill()
+            raise
+    assert said == "Content" and content_of(outside) == {}
+
+
 # In a process of its own: CPython holds the GIL in msync and page faults, and the fake store runs in this one.
 MAP = """
 import mmap, os, sys

@@ -112,6 +112,22 @@ def test_durable_failed_close(tmp_path: Path) -> None:
         assert set(content_of(store)) == {str(errno.EIO), str(errno.EACCES)}
 
 
+def test_durable_refusal_is_told(tmp_path: Path) -> None:
+    trouble = Trouble()
+    store = MemoryStore(is_local=False, before=trouble)
+    trouble.failing["put"] = DENIED
+    with opened(store, tmp_path, durability="journal") as tree:
+        handle = tree.create("a")
+        handle.write(0, b"one")
+        handle.fsync()  # the disk has it
+        wait_for(lambda: handle.node.trouble is not None)  # type: ignore[attr-defined]
+        handle.write(3, b" two")
+        assert error_of(handle.fsync) == errno.EACCES
+        assert error_of(handle.close) == errno.EACCES
+        trouble.failing.clear()
+        assert tree.files.drain(20) and store.get("a") == b"one two"
+
+
 def test_durable_recovery(tmp_path: Path) -> None:
     trouble = Trouble()
     trouble.failing["put"] = DOWN
@@ -123,7 +139,7 @@ def test_durable_recovery(tmp_path: Path) -> None:
     with opened(store, tmp_path, durability="journal") as after:
         assert after.list("d") == ["new", "old"] and after.read("d/new") == b"data" * 50_000
         assert after.files.writing_stats().dirty_bytes == 200_000
-        assert "cannot reach" in after.files.writing_stats().trouble
+        wait_for(lambda: "cannot reach" in after.files.writing_stats().trouble)
         trouble.failing.clear()
         assert after.files.drain(20) and store.get("d/new") == b"data" * 50_000
         after.later()

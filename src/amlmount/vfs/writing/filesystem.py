@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from amlmount.config.spec import Policy
-from amlmount.errors import AccessDeniedError, AmlmountError
+from amlmount.errors import AccessDeniedError, AmlmountError, UsageError
 from amlmount.stores.base import ObjectInfo, WritableStore
 from amlmount.vfs.base import Node, NodeKind, WouldBlock
 from amlmount.vfs.errno import as_os_error
@@ -340,6 +340,8 @@ class WritableFileSystem(LiveTree):
         if self.options.durability == "journal" and self._pending_bytes() <= self.options.max_pending_bytes:
             self.uploads.promise(file)
             self.uploads.enqueue(file, 0.0 if file.state.etag else RENAMED_WITHIN_S)
+            if isinstance(file.trouble, AccessDeniedError | UsageError):  # waiting alone will not help
+                raise as_os_error(file.trouble)
         else:
             self.flush_to_store(file)
 
