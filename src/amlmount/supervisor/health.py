@@ -94,7 +94,8 @@ class HealthKeeper:
         self._see_to(table := mounts.read_mounts())
         paths, mount_s = Paths(table), min(timeout_s, self._config().timeout)
         await asyncio.gather(*(self._look(one, paths, mount_s) for one in running))
-        writable = {one.spec.name: await self._try_writing(one, timeout_s) for one in running if rw}
+        tried = await asyncio.gather(*(self._try_writing(one, timeout_s) for one in running if rw))
+        writable = {one.spec.name: found for one, found in zip(running, tried, strict=False)}
         found = self._supervisor.status(meant)
         return [
             replace(status, conditions=(*(status.conditions or _absent(status)), *writable.get(status.name, ())))
@@ -150,7 +151,7 @@ class HealthKeeper:
                 self._begin("stores", asyncio.create_task(self._store_round(wanted), name="look at stores"))
 
     def _look_at_new_stores(self) -> None:
-        """Look at those that nobody has looked at yet, or that were not well; tell new mounts what is known of others."""
+        """Look at those that are new or were not well; tell new mounts what is known of the others."""
         known = {key for key, watch in self._stores.items() if watch.found is not None and watch.found.error is None}
         new = self._wanted_stores() - known
         self._tell_of_stores(self._supervisor.running())
