@@ -20,15 +20,17 @@ class ArmedKiller(Killer):
 
     def __init__(self) -> None:
         super().__init__(0)
+        self._armed_at = 0
 
     def tick(self) -> None:
         """Count, and die if this is the point."""
         try:
             with open(ARMED) as file:
-                at = int(file.read())
+                at, armed_at = int(file.read()), os.fstat(file.fileno()).st_mtime_ns
         except (OSError, ValueError):
             return
-        self.count += 1
+        self.count = self.count + 1 if armed_at == self._armed_at else 1
+        self._armed_at = armed_at
         if self.count == at:
             os.unlink(ARMED)
             os.kill(os.getpid(), signal.SIGKILL)

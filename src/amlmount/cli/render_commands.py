@@ -13,6 +13,7 @@ import typer
 from amlmount.cli.settings import complete_mount, console, locations, setting
 
 if TYPE_CHECKING:
+    from amlmount.config.models import CacheConfig
     from amlmount.config.spec import MountSpec, SourceSpec
     from amlmount.importer import Imported
 
@@ -38,7 +39,7 @@ def render(
     sudo_uid = os.environ.get("SUDO_UID", "")
     user = find_daemon_user(is_system=setting(ctx, "system"), sudo_uid=int(sudo_uid) if sudo_uid.isdigit() else None)
     spec = resolve_mount(config, name, user)
-    texts = [_render_source(ctx, spec, source, show_secrets) for source in spec.sources]
+    texts = [_render_source(ctx, spec, source, config.cache, show_secrets) for source in spec.sources]
     typer.echo("---\n".join(texts).rstrip("\n"))
 
 
@@ -64,19 +65,24 @@ def import_(
     _tell(ctx, done, output if not dry_run else None)
 
 
-def _render_source(ctx: typer.Context, spec: "MountSpec", source: "SourceSpec", show_secrets: bool) -> str:
+def _render_source(
+    ctx: typer.Context, spec: "MountSpec", source: "SourceSpec", cache: "CacheConfig", show_secrets: bool
+) -> str:
     from amlmount import secrets
-    from amlmount.render import render_blobfuse2
+    from amlmount.cli.rendered_paths import paths_of
+    from amlmount.render import DEFAULT_MEMORY_BYTES, render_blobfuse2
 
-    places = locations(ctx)
-    own = spec.name if source.child is None else f"{spec.name}/{source.child}"
+    own = spec if source.child is None else spec.model_copy(update={"name": f"{spec.name}/{source.child}"})
+    found = paths_of(own, locations(ctx), cache)
+    granted = spec if found.cache_bytes is None else spec.model_copy(update={"cache_max_bytes": found.cache_bytes})
     return render_blobfuse2(
-        spec,
+        granted,
         source=source,
         secrets=(lambda reference: secrets.resolve(reference).reveal()) if show_secrets else None,
-        cache_dir=spec.cache_dir or str(places.cache_root / own),
-        log_path=str(places.state_dir / "logs" / f"{own.replace('/', '.')}.log"),
-        work_dir=str(places.runtime_dir / own),
+        cache_dir=found.cache_dir,
+        log_path=found.log_path,
+        work_dir=found.work_dir,
+        memory_max_bytes=DEFAULT_MEMORY_BYTES if found.memory_bytes is None else found.memory_bytes or 1 << 20,
     )
 
 
