@@ -5,6 +5,8 @@ import errno
 import os
 import re
 import signal
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,14 +45,22 @@ from amlmount.states import (
     turned,
     worst,
 )
-from amlmount.stores.azure.checkup import Checkup
+from amlmount.stores.azure.checkup import Checkup, Examiner
 from daemons import poll
+from fakeblob import FakeBlobService
 
 CONFIG = HealthConfig()
 UP = MountStatus("m", "/m", "s", True, "standard", state=MountState.MOUNTED, pid=7, wanted=True)
 GONE = replace(UP, state=MountState.FAILED, pid=None, last_error=Failure("failed", "cannot serve 'm': killed"))
 HOUR = 3600.0
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "operations.md").read_text()
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeBlobService]:
+    made = FakeBlobService()
+    yield made
+    made.close()
 
 
 def entry(mount_id: int, parent_id: int, point: str, fstype: str = "fuse.amlmount") -> MountEntry:
@@ -180,6 +190,42 @@ def test_which_mount_a_path_leads_to() -> None:
     below_cover = entry(6, 5, "/data/m")
     assert Paths([root, data, mine, above, below_cover]).cover_of(mine) == below_cover
     assert Paths([root, data, mine, above, below_cover]).cover_of(below_cover) is None
+
+
+def test_one_look_at_a_container_leaves_no_connection(fake: FakeBlobService) -> None:
+    examiner, before = Examiner(fake.definition(), "some/path/"), len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        found = examiner.look(5)
+        assert (found.error, found.is_reached, found.credential) == (None, True, "anonymous")
+        assert found.clock_error_s is not None and abs(found.clock_error_s) < 5
+    assert [asked.query["prefix"] for asked in fake.asked] == ["some/path/"] * 3
+    fake.fail("status", status=503, code="ServerBusy")
+    assert examiner.look(5).error is not None and len(fake.asked) == 4, "one try"
+    fake.fail("status", status=403, code="AuthenticationFailed")
+    refused = examiner.look(5)
+    assert isinstance(refused.error, AccessDeniedError) and refused.is_reached
+    fake.fail("silence")
+    begun = time.monotonic()
+    silent = examiner.look(0.2)
+    assert silent.is_reached is False and time.monotonic() - begun < 3
+    assert isinstance(Examiner(fake.definition("nope")).look(5).error, ContainerNotFoundError)
+    # The service is ours too, and one of its threads hangs with a connection.
+    poll(lambda: len(os.listdir("/proc/self/fd")) <= before + 1, "connections are left")
+
+
+def test_what_a_credential_says_of_itself(fake: FakeBlobService, tmp_path: Path) -> None:
+    path = tmp_path / "sas"
+    path.touch(0o600)
+    path.write_text("sv=2023-11-03&sp=rl&st=2026-01-01T00:00:00Z&se=2026-01-02&sig=c2VjcmV0")
+    examiner = Examiner(fake.definition(credentials={"sas_token": {"file": str(path)}}))
+    found = examiner.look(5)
+    assert found.credential_until_s is not None and found.credential_from_s == found.credential_until_s - 24 * HOUR
+    path.write_text("sv=2023-11-03&sp=rl&se=2036-01-01&sig=c2VjcmV0")
+    later = examiner.look(5)
+    assert later.credential_until_s is not None and later.credential_until_s > found.credential_until_s
+    path.unlink()
+    gone = examiner.look(5)
+    assert gone.is_reached is None and gone.error is not None and "c2VjcmV0" not in gone.error.message
 
 
 def test_a_child_that_hangs_or_dies_holds_up_nobody(tmp_path: Path) -> None:

@@ -63,11 +63,6 @@ class StoreWatch:
         self.found = self._look.result() if self._look.done() else self._silent(timeout_s)
         return self.found
 
-    def close(self) -> None:
-        """Let go of the connection."""
-        if self._examiner is not None and (self._look is None or self._look.done()):
-            self._examiner.close()
-
     def _examine(self, timeout_s: float) -> Checkup:
         try:
             if self._examiner is None:

@@ -108,8 +108,6 @@ class HealthKeeper:
             timer.cancel()
         for task in self._tasks.values():
             task.cancel()
-        for watch in self._stores.values():
-            watch.close()
         self._prober.close()
 
     # --- when --------------------------------------------------------------------------------------------------------
@@ -144,7 +142,7 @@ class HealthKeeper:
     def _look_at_stores(self) -> None:
         wanted = self._wanted_stores()
         for key in [key for key in self._stores if key not in wanted]:
-            self._stores.pop(key).close()
+            del self._stores[key]
         if wanted:
             self._arm_stores()
             if "stores" not in self._tasks or self._tasks["stores"].done():

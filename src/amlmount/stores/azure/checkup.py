@@ -49,7 +49,6 @@ class Examiner:
             {"prefix": prefix} if prefix else {}
         )
         self._bearer: Bearer | None = None
-        self._pool: Pool | None = None
 
     def look(self, timeout_s: float) -> Checkup:
         """Ask once. Raises nothing of its own, and returns within about `timeout_s` if the name resolves by then."""
@@ -59,11 +58,6 @@ class Examiner:
         except AmlmountError as error:
             return Checkup(error, None)
         return self._with_limits(authorizer, self._ask(authorizer, request, timeout_s))
-
-    def close(self) -> None:
-        """Close the idle connection."""
-        if self._pool is not None:
-            self._pool.close()
 
     def _authorizer(self) -> Authorizer:
         """Resolve the credential anew, so that a new SAS is seen; tokens are kept until they are renewed."""
@@ -75,8 +69,9 @@ class Examiner:
 
     def _ask(self, authorizer: Authorizer, request: Request, timeout_s: float) -> Checkup:
         attempted = Attempted("list", self._where, credential=authorizer.kind)
+        pool = self._new_pool(timeout_s)
         try:
-            with self._connections(timeout_s).send(request, Deadline(timeout_s), fresh=True).response() as reply:
+            with pool.send(request, Deadline(timeout_s)).response() as reply:
                 error_s = clock_error_s(reply.headers)
                 if reply.status < 300:
                     reply.read()
@@ -84,16 +79,16 @@ class Examiner:
                 refusal = refusal_from(reply.status, reply.headers, reply.read())
         except (OSError, http.client.HTTPException, AmlmountError) as error:
             return Checkup(explain_network(error, attempted), False)
+        finally:
+            pool.close()
         if refusal.status in (401, 403):
             authorizer.forget()
         return Checkup(explain(refusal, attempted), True, error_s)
 
-    def _connections(self, timeout_s: float) -> Pool:
-        if self._pool is None:
-            timing = Timing(connect_s=timeout_s, silence_s=timeout_s, request_s=timeout_s, call_s=timeout_s, attempts=1)
-            where = self._where
-            self._pool = Pool(where.scheme, where.host, where.port, timing, find_ca_file())
-        return self._pool
+    def _new_pool(self, timeout_s: float) -> Pool:
+        """A connection of its own for each look: one that is kept says nothing of name, route and firewall."""
+        timing = Timing(connect_s=timeout_s, silence_s=timeout_s, request_s=timeout_s, call_s=timeout_s, attempts=1)
+        return Pool(self._where.scheme, self._where.host, self._where.port, timing, find_ca_file())
 
     def _with_limits(self, authorizer: Authorizer, found: Checkup) -> Checkup:
         if isinstance(authorizer, Sas):
