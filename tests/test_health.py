@@ -284,4 +284,7 @@ def test_check_of_what_is_not_there(world: World) -> None:
     shutil.rmtree(f"{world.root}/up")
     done = world.cli("check", "up")
     assert done.returncode == 1 and "StoreGone" in done.stdout
+    os.kill(int(Path(world.runtime_dir, "daemon.lock").read_text()), signal.SIGKILL)
+    assert world.cli("up", "up").returncode == 0
+    poll(lambda: "StoreGone" in ground.wrong()["up"], "the next daemon does not look")
     assert world.cli("down").returncode == 0

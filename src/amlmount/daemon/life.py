@@ -207,6 +207,7 @@ class _Daemon:
                 self.supervisor.listen(watcher.on_change)
                 undo.callback(watcher.close)
             self.supervisor.listen(self._on_change)
+            self.health.begin()
             undo.callback(self._follow_config, until_further=False)
             self._follow_config()
             self._check_idle_after(IDLE_AT_START_S)

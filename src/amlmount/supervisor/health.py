@@ -62,6 +62,13 @@ class HealthKeeper:
         self._serving: dict[str, int | None] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._is_closed = False
+
+    def begin(self) -> None:
+        """Look at what is there already: mounts may have been adopted before anybody listened."""
+        self._arm("events", SOON_S, self._see_to_events)
+        self._arm("mounts", SOON_S, self._look_at_mounts)
+        self._arm("new stores", FIRST_STORE_LOOK_S * random.random(), self._look_at_new_stores)
 
     def on_change(self, status: MountStatus) -> None:
         """Take in that a mount came, went or changed: what is known by events is seen to at once.
@@ -103,7 +110,8 @@ class HealthKeeper:
         ]
 
     def close(self) -> None:
-        """Look at nothing any more."""
+        """Look at nothing any more; mounts that go on changing are none of its affair then."""
+        self._is_closed = True
         for timer in self._timers.values():
             timer.cancel()
         for task in self._tasks.values():
@@ -115,6 +123,8 @@ class HealthKeeper:
     def _arm(self, name: str, delay_s: float, begin: Callable[[], None]) -> None:
         """Have `begin` called after a pause, or earlier if that has been asked for already."""
         timer, loop = self._timers.get(name), asyncio.get_running_loop()
+        if self._is_closed:
+            return
         if timer is not None:
             if timer.when() <= loop.time() + delay_s:
                 return
@@ -151,9 +161,11 @@ class HealthKeeper:
     def _look_at_new_stores(self) -> None:
         """Look at those that are new or were not well; tell new mounts what is known of the others."""
         known = {key for key, watch in self._stores.items() if watch.found is not None and watch.found.error is None}
-        new = self._wanted_stores() - known
+        wanted = self._wanted_stores()
+        new = wanted - known
         self._tell_of_stores(self._supervisor.running())
-        self._arm_stores()
+        if wanted:
+            self._arm_stores()
         if new:
             self._begin("new stores", asyncio.create_task(self._store_round(new), name="look at new stores"))
 
