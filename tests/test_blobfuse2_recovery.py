@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from amlmount.errors import BlobNotFoundError
 from daemons import poll
 from drivers import Account, Driver, Writers, fails_to_write, sh
 from faulty_proxy import Proxy
@@ -131,3 +132,44 @@ def test_what_cannot_be_sent_waits_for_recover(driver: Driver, account: Account,
     assert data.get("failed.txt") == b"precious\n" and asides(account, "data") == []
     assert account.world.cli("recover", "data").returncode == 0
     assert account.world.cli("recover", "dota").returncode == 3
+
+
+def test_renames_and_links_at_kill_9(driver: Driver, account: Account, proxy: Proxy) -> None:
+    """What was renamed is sent under its new name, and a file that takes the place of a link is a file."""
+    if not driver.is_real:
+        pytest.skip("the stand-in has no links")
+    data = account.container("data")
+    for name in ("a.txt", "b.txt"):
+        data.put(name, f"first of {name}".encode())
+    account.go_through(proxy)
+    account.configure(engine="blobfuse2", read_only=False)
+    account.up()
+    here, pid = account.target("data"), int(account.status("data")["pid"])
+    sh(f"cd {here}; cat a.txt b.txt; mv a.txt moved.txt; mv b.txt changed.txt")
+    sh(f"cd {here}; ln -s moved.txt link; ln -s x was-a-link; rm was-a-link; ls -l")
+    proxy.refuses = lambda method, path: method == "PUT"
+    for name in ("changed.txt", "was-a-link"):
+        fails_to_write(f"{here}/{name}", f"second of {name}\n")
+    proxy.refuses = lambda method, path: False
+    os.kill(pid, signal.SIGKILL)
+    account.until_replaced("data", pid)
+    poll(lambda: data_of(data, "changed.txt") == b"second of changed.txt\n", "not sent", 60)
+    poll(lambda: data_of(data, "was-a-link"), "not sent", 60)
+    assert data.get("moved.txt") == b"first of a.txt"
+    assert (data_of(data, "a.txt"), data_of(data, "b.txt")) == (None, None)
+    assert data.get("was-a-link") == b"second of was-a-link\n"
+    assert "is_symlink" not in {key.lower() for key in data.head("was-a-link").metadata}
+    assert sh(f"cd {here}; readlink link; cat link was-a-link").splitlines() == [
+        "moved.txt",
+        "first of a.txtsecond of was-a-link",
+    ]
+    assert "link" not in {file["name"] for report in reports(account, "data") for file in report["files"]}
+    account.down()
+
+
+def data_of(store: Any, name: str) -> bytes | None:
+    """Return a blob's content, None if there is no such blob."""
+    try:
+        return bytes(store.get(name))
+    except BlobNotFoundError:
+        return None
