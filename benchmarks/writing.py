@@ -172,7 +172,8 @@ def describe(run: Run) -> str:
     sizes, others = run.sizes, versions(run.peers) or "no peers"
     return (
         f"{heading()}; {others}; one file of {sizes.large_bytes >> 20} MiB, {sizes.small_files} files of 10 KiB; "
-        f"{sizes.round_trip} added to every request; everything on {disk_of(run.folder)}; medians of {run.trials}; load average at the beginning {os.getloadavg()[0]:.0f}."
+        f"{sizes.round_trip} added to every request; everything on {disk_of(run.folder)}; medians of {run.trials}; "
+        f"load average at the beginning {os.getloadavg()[0]:.0f}."
     )
 
 
