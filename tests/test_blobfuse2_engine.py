@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -159,6 +160,10 @@ def test_an_ordinary_user(driver: Driver, user_world: World) -> None:
     said = box.run("sh", "-c", f"cat {root}/mnt/a.txt; echo x > {root}/mnt/b.txt; grep {root}/mnt /proc/self/mounts")
     assert said.stdout.startswith("hello") and "blobfuse2 " in said.stdout, said
     assert Path(source, "b.txt").read_text() == "x\n"
+    before = user_world.cli_json("ps")[0]["pid"]
+    os.kill(int(Path(user_world.runtime_dir, "daemon.lock").read_text()), signal.SIGKILL)
+    again = user_world.cli("up", env=env)
+    assert again.returncode == 0 and user_world.cli_json("ps")[0]["pid"] == before, "not adopted"
     down = user_world.cli("down", env=env)
     assert down.returncode == 0, down.stderr
     poll(lambda: not user_world.processes(), f"left: {user_world.processes()}")

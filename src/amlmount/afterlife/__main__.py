@@ -82,10 +82,10 @@ def main(folder_path: str, fuse_fd: int, words_fd: int) -> int:
         except BlockingIOError:
             words.say("ready")  # another one of an earlier daemon waits already, and will serve it
             return 0
+        stack.enter_context(_patiently_claimed(folder))  # before anybody else may look through it
         plan = Plan.read(folder)
         words.say("ready")
         _wait_until_replaced(plan)
-        stack.enter_context(_patiently_claimed(folder))
         _live(plan, folder, fuse_fd, words)
     return 0
 
@@ -111,6 +111,7 @@ def _live(plan: Plan, folder: Folder, fuse_fd: int, words: "Words") -> None:
     log.info("serving %d files that were open in %s", len(server.names), plan.target)
     for thread in threads:
         thread.start()
+    words.say("serving")
     for thread in threads:
         thread.join()
     securing.wait()
@@ -135,7 +136,7 @@ def _only_one(folder: Folder):  # type: ignore[no-untyped-def]
 def _patiently_claimed(folder: Folder):  # type: ignore[no-untyped-def]
     """Claim the folder; somebody may just be looking through it."""
     with contextlib.ExitStack() as stack:
-        while True:
+        while os.path.isdir(folder.path):
             try:
                 stack.enter_context(claimed(folder))
                 break

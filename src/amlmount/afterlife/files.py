@@ -8,8 +8,8 @@ import glob
 import os
 import stat
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from amlmount.afterlife.held import Held
 from amlmount.blobfuse2 import unfinished_download_mode
@@ -34,28 +34,31 @@ class OldFile:
         self._node_id, self._held, self._folder, self._base, self._store = node_id, held, folder, base, store
         self._lock = threading.RLock()
         self._fd = -1
-        self._is_aside = self._is_dirty = self._is_stored = False
+        self._is_aside = self._is_dirty = self._is_stored = self._is_released = False
+        self._users = 0
         self._shape: tuple[int, int, int] | None = None
 
     def read(self, size_bytes: int, offset: int) -> bytes:
         """Return what is there."""
-        return os.pread(self._opened(), size_bytes, offset)
+        with self._use() as fd:
+            return os.pread(fd, size_bytes, offset)
 
     def write(self, data: memoryview, offset: int) -> int:
         """Write all of it."""
         self._refuse_lost()
-        fd, done = self._opened(), 0
-        self._is_dirty = True
-        while done < len(data):
-            done += os.pwrite(fd, data[done:], offset + done)
+        done = 0
+        with self._use() as fd:
+            self._is_dirty = True
+            while done < len(data):
+                done += os.pwrite(fd, data[done:], offset + done)
         return done
 
     def truncate(self, size_bytes: int) -> None:
         """Cut or extend it."""
         self._refuse_lost()
-        fd = self._opened()
-        self._is_dirty = True
-        os.ftruncate(fd, size_bytes)
+        with self._use() as fd:
+            self._is_dirty = True
+            os.ftruncate(fd, size_bytes)
 
     def flush(self) -> None:
         """Store what was written; EIO if that cannot be."""
@@ -77,8 +80,16 @@ class OldFile:
                 found = os.lstat(self._place())
                 self._shape = found.st_mode, found.st_uid, found.st_gid
             except OSError:
-                return os.fstat(self._opened()), (FALLBACK_MODE, os.geteuid(), os.getegid())
-        return os.fstat(self._opened()), self._shape
+                with self._use() as fd:
+                    return os.fstat(fd), (FALLBACK_MODE, os.geteuid(), os.getegid())
+        with self._use() as fd:
+            return os.fstat(fd), self._shape
+
+    def release(self) -> None:
+        """Close what is open, as soon as nobody is at it: the new mount is in use otherwise. It can be opened again."""
+        with self._lock:
+            self._is_released = True
+            self._close_if_idle()
 
     def close(self) -> None:
         """Close what is open."""
@@ -86,6 +97,22 @@ class OldFile:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
+
+    @contextmanager
+    def _use(self) -> Iterator[int]:
+        with self._lock:
+            fd = self._opened()
+            self._users += 1
+        try:
+            yield fd
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        if self._is_released and not self._users and not self._is_dirty:
+            self.close()
 
     @property
     def _may_be_dirty(self) -> bool:
@@ -99,6 +126,7 @@ class OldFile:
     def _opened(self) -> int:
         with self._lock:
             if self._fd < 0:
+                self._is_released = False
                 aside = self._aside()
                 self._is_aside = aside is not None
                 if aside is not None:

@@ -200,6 +200,8 @@ class Server:
         [handle] = _U64.unpack_from(body)
         if self._directories.knows(node) and (fd := self._handles.pop(handle, None)) is not None:
             os.close(fd)
+        elif (file := self._files.get(node)) is not None:
+            file.release()
         return []
 
     def _getattr(self, node: int, body: Body) -> bytes:

@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 
 
 def put_leftovers_aside(bases: list[str], but: str = "") -> list[Folder]:
-    """Set aside what dead runs left below `bases`, except `but`, and return everything that waits for salvage."""
+    """Set aside what dead runs left below `bases`, and return everything that waits for salvage; except `but`."""
     for base in bases:
         for folder in find_folders(base, RUNNING):
             if not folder.instance.alive and folder.path != but:
                 put_away(folder)
-    return [folder for base in bases for folder in find_folders(base, ASIDE)]
+    return [folder for base in bases for folder in find_folders(base, ASIDE) if folder.path != but]
 
 
 def put_away(folder: Folder) -> Folder | None:

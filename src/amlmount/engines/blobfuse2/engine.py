@@ -34,6 +34,7 @@ from amlmount.errors import AmlmountError, ConfigError, MountFailedError, NotFou
 from amlmount.mounts import MountEntry
 
 LAZY_PATIENCE_S = 1.0
+HEIR_PATIENCE_S = 3.0
 LAST_WORDS_S = 0.5  # for a hung one to write down where it hangs
 log = logging.getLogger(__name__)
 
@@ -133,6 +134,8 @@ class Blobfuse2Engine:
         run.end_watch()
         run.prepared.remove_runtime()
         _close_descriptor(running)
+        if run.heir is not None:
+            await run.heir.serving(HEIR_PATIENCE_S)
         return successor
 
     async def _put_to_rest(self, run: Run, spec: MountSpec) -> None:
@@ -211,6 +214,7 @@ class Blobfuse2Engine:
             await heir.ready()
             run.folder = await in_thread(lambda: folder.note(covers=_covered(dead, silent, how)))
             await settled(lambda: mounting.supersede(opened, spec.target, silent.mount_id, how))
+            dead.heir = heir
             self._begin(self._see_heir_off(heir))
             waiting = [folder for folder in waiting if folder.path != dead.folder.path]
         opened.close_mount()

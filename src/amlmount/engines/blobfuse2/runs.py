@@ -8,6 +8,7 @@ from amlmount.afterlife.plan import Plan
 from amlmount.engines.base import Running
 from amlmount.engines.blobfuse2.configuring import Prepared
 from amlmount.engines.blobfuse2.served import Served
+from amlmount.engines.blobfuse2.succession import Heir
 from amlmount.mounts import MountEntry
 from amlmount.recovery import Folder
 
@@ -16,8 +17,8 @@ from amlmount.recovery import Folder
 class Run:
     """`kept`: what had to be put by before its clean end.
 
-    `plan`: who held what when it died. `entry` and `fuse_fd`: its mount, once that is detached, for the case that it
-    dies with files open.
+    `plan`: who held what when it died; `heir`: who serves that. `entry` and `fuse_fd`: its mount, once that is
+    detached, for the case that it dies with files open.
     """
 
     served: Served
@@ -26,6 +27,7 @@ class Run:
     kept: Folder | None = None
     watch: "asyncio.Task[None] | None" = None
     plan: Plan | None = None
+    heir: Heir | None = None
     entry: MountEntry | None = None
     fuse_fd: int = -1
 

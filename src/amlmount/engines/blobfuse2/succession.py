@@ -22,6 +22,7 @@ RESEND_SINCE, RESEND_SINCE_MINOR = (6, 9), 40
 LOG_MOST_BYTES = 1 << 20
 KILLED_GRACE_S = 2.0
 WORDS_BYTES = 1 << 16
+READY, SERVING = "ready", "serving"  # see `amlmount.afterlife.__main__`
 
 
 def kernel_resends() -> bool:
@@ -50,7 +51,7 @@ class Heir:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(process.pidfd, self._on_end)
-        self._ready: asyncio.Future[bool] = self._loop.create_future()
+        self._heard: dict[str, asyncio.Future[bool]] = {word: self._loop.create_future() for word in (READY, SERVING)}
         self._loop.add_reader(words_fd, self._on_words)
 
     @classmethod
@@ -80,8 +81,12 @@ class Heir:
 
     async def ready(self) -> None:
         """Wait until it only waits for the new mount. Raises AmlmountError if it ended instead."""
-        if not await asyncio.shield(self._ready):
+        if not await asyncio.shield(self._heard[READY]):
             raise AmlmountError(f"cannot serve what is open in the dead mount of '{self.folder.instance.mount}'")
+
+    async def serving(self, timeout_s: float) -> None:
+        """Wait until it answers, at most `timeout_s` seconds: who dies next then has none of its requests."""
+        await asyncio.wait([self._heard[SERVING]], timeout=timeout_s)
 
     async def kill(self) -> None:
         """End one that only waits."""
@@ -94,15 +99,17 @@ class Heir:
         if not said:
             self._loop.remove_reader(self._words_fd)
             os.close(self._words_fd)
-            if not self._ready.done():
-                self._ready.set_result(False)
+            for heard in self._heard.values():
+                if not heard.done():
+                    heard.set_result(False)
             return
         *lines, self._unfinished = (self._unfinished + said).split(b"\n")
         for line in lines:
-            if not self._ready.done():
-                self._ready.set_result(True)
-            else:
-                tell(line.decode(errors="replace"))
+            text = line.decode(errors="replace")
+            if text not in self._heard:
+                tell(text)
+            elif not self._heard[text].done():
+                self._heard[text].set_result(True)
 
     def _on_end(self) -> None:
         self._loop.remove_reader(self._process.pidfd)
