@@ -86,7 +86,7 @@ def test_the_starter_keeps_the_descriptor_and_a_readable_process(source: str, mo
         assert source not in command_line(running.pid)
         assert os.getsid(running.pid) == running.pid
         with open(f"/proc/{running.pid}/limits") as file:
-            assert "Max core file size        0 " in file.read()
+            assert "Max core file size        1 " in file.read()
         assert not [fd for fd in os.listdir("/proc/self/fd") if _link(fd).startswith(mountpoint)]
         await engine.stop(running, lazy=False, timeout_s=10)
 
