@@ -69,6 +69,7 @@ def answer(number: str, kind: str, path: bytes) -> None:
 
 def main() -> None:
     """Answer until nobody asks any more."""
+    threading.stack_size(256 * 1024)
     for line in sys.stdin:
         number, kind, path = line.split()
         threading.Thread(target=answer, args=(number, kind, bytes.fromhex(path)), daemon=True).start()
