@@ -397,10 +397,10 @@ def test_ps_says_what_is_not_sent_and_what_the_cache_takes(capsys: pytest.Captur
     assert lines[0].split()[5:8] == ["PID", "UNSENT", "CACHE"] and "20 MB" in lines[3]
     print_mounts(Console(), mounts, Format.JSONL, figures)
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(one["unsent_bytes"], one["cache_bytes"]) for one in found] == [
-        (None, 1234),
-        (None, None),
-        (20_000_000, None),
+    assert [(one["unsent_bytes"], one["unsent_age_s"], one["cache_bytes"]) for one in found] == [
+        (None, None, 1234),
+        (None, None, None),
+        (20_000_000, 1.0, None),
     ]
 
 

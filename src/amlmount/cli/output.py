@@ -105,7 +105,7 @@ def print_mounts(
         return
     objects = [status.to_json() for status in mounts]
     for status, item in zip(mounts, objects if figures is not None else (), strict=False):
-        item |= {key: getattr((figures or {}).get(status.name), key, None) for key in SIZES.values()}
+        item |= {key: getattr((figures or {}).get(status.name), key, None) for key in (*SIZES.values(), "unsent_age_s")}
     print_objects(objects, form)
 
 

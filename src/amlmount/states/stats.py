@@ -88,6 +88,12 @@ class MountStats:
         unsent = (self.engine_raw or {}).get("unsent")
         return int(unsent["bytes"]) if unsent else None
 
+    @property
+    def unsent_age_s(self) -> float | None:
+        """For how long the oldest of that has been waiting, 0 if nothing is; None as above."""
+        unsent = (self.engine_raw or {}).get("unsent")
+        return round(float(unsent["oldest_s"]), 3) if unsent else None
+
     def to_json(self) -> dict[str, Any]:
         """Return one object of `stats -o json`."""
         return {
