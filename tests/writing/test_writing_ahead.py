@@ -1,5 +1,6 @@
 """Parts that are sent while a file is being written: what arrives is what was written, whatever was touched since."""
 
+import errno
 import random
 from collections.abc import Iterator
 from contextlib import closing
@@ -117,3 +118,24 @@ def test_parts_that_failed_or_got_lost_are_sent_at_the_close(
 
 def is_block(asked: Asked) -> bool:
     return asked.query.get("comp") == "block"
+
+
+def test_a_write_that_failed_half_way_is_no_longer_what_was_sent(
+    store: AzureStore, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random.Random(3).randbytes(3 * PART + 1)
+    with tree.create("a") as handle:
+        handle.write(0, data)
+        assert handle.node.ahead.sent() == [0, 1, 2]  # type: ignore[attr-defined]
+        disk, real = tree.files.disk, tree.files.disk.write
+
+        def half(fd: int, data: bytes, offset: int) -> None:
+            real(fd, data[:2], offset)
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "write", half)
+            with pytest.raises(OSError, match="no space"):
+                handle.write(PART, b"xxxx")
+        shown = handle.read()
+    assert shown[PART : PART + 2] == b"xx" and store.get("a") == shown

@@ -44,13 +44,12 @@ class SendingAhead:
         self._pool = ThreadPoolExecutor(THREADS, "ahead")
 
     def wrote(self, file: LiveFile, start: int, end: int) -> None:
-        """Learn that a range was written; needs the file's lock."""
+        """Learn that a range was written, and dropped before; needs the file's lock."""
         ahead = file.ahead
         if ahead is None:
             if start or not file.state.whole or not isinstance(file.source.store, TakesParts):
                 return
             ahead = file.ahead = Ahead(file.source.store.begin(file.state.name), file.state.name)
-        ahead.drop(start, end)
         if start == ahead.next_offset:
             ahead.next_offset = end
             self._send(file, ahead)

@@ -174,6 +174,8 @@ class WritableFileSystem(LiveTree):
         try:
             self._refuse_displaced(file)
             was_clean, start = file.state.change == file.state.stored, min(offset, file.state.size)
+            if file.ahead is not None:
+                file.ahead.drop(start, offset + len(data))  # first: what fails half way has changed something, too
             has_changed = file.write(offset, data)
             self._touched(file, was_clean)
             if self._parts is not None:
