@@ -113,15 +113,15 @@ def read_all(found: list[dict[str, str]]) -> None:
 
 
 def family(env: dict[str, str]) -> list[psutil.Process]:
-    """Return all processes that were started for this world."""
-    mark, found = env["AMLMOUNT_RUNTIME_DIR"], []
+    """Return all processes that were started for this world: they carry its folder, or descend from one that does."""
+    mark, found = env["AMLMOUNT_RUNTIME_DIR"], dict[int, psutil.Process]()
     for process in psutil.process_iter():
         try:
-            if process.environ().get("AMLMOUNT_RUNTIME_DIR") == mark or any(mark in word for word in process.cmdline()):
-                found.append(process)
+            if process.environ().get("AMLMOUNT_RUNTIME_DIR") == mark:
+                found |= {one.pid: one for one in (process, *process.children(recursive=True))}
         except psutil.Error:
             continue
-    return found
+    return list(found.values())
 
 
 def idle_percent(processes: list[psutil.Process], seconds: float) -> float:
