@@ -150,7 +150,8 @@ def test_on_an_older_kernel_there_is_a_gap_and_it_is_said(pair: Pair, monkeypatc
             assert pair.mount("red")["pid"] == old, "a mount that is in use stays"
         finally:
             holder.kill()
-    assert pair.world.cli("reload").returncode == 0
+    done = pair.world.cli("reload")
+    assert done.returncode == 0 and "red: there is a gap" in done.stderr and "red: mounted at" in done.stderr
     assert pair.mount("red")["pid"] != old and pair.mount("red")["profile"] == "fresh"
     pair.world.cli("down")
     pair.assert_as_before()

@@ -44,6 +44,7 @@ def reload(
     if dry_run:
         _print_changes(talk, _ask(ctx, lambda client: client.changes()), output)
         return
+    _tell_gaps(talk, _ask(ctx, lambda client: client.changes()))
     steps = Steps(talk)
     outcome = _ask(ctx, lambda client: client.reload(timeout_s=timeout, sudo_uid=sudo_uid(), progress=steps.tell))
     _finish(talk, outcome, output, "change")
@@ -74,6 +75,7 @@ def restart(
         _print_changes(talk, _restarts(ctx, names or None, upgrade), output)
         return
     chosen = _older(ctx, names or None) if upgrade else names or None
+    _tell_gaps(talk, _ask(ctx, lambda client: client.restarts(chosen, upgrade=False)))
     steps = Steps(talk)
     outcome = _ask(
         ctx, lambda client: client.restart(chosen, timeout_s=timeout, sudo_uid=sudo_uid(), progress=steps.tell)
@@ -141,6 +143,13 @@ def _ask(ctx: typer.Context, question: "Callable[[DaemonClient], Answer]") -> An
     if answer is None:
         raise DaemonUnreachableError("cannot change anything: no daemon runs", hint="`amlmount up` starts one")
     return answer
+
+
+def _tell_gaps(talk: Console, changes: "list[Change]") -> None:
+    """Say beforehand what nobody could do anything about afterwards; that it is over, the steps say."""
+    for change in changes:
+        if change.gap:
+            talk.note(f"{change.name}: there is a gap, in which it is not mounted: {change.gap}")
 
 
 def _finish(talk: Console, outcome: "Outcome", output: Format, verb: str) -> None:
