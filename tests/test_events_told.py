@@ -233,10 +233,10 @@ async def is_reloaded(world: ToldWorld) -> None:
     await world.supervisor.reload(timeout_s=5)
     told = [(event.kind, event.mount, event.message) for event in world.heard if "reload" in event.kind]
     assert told == [
-        ("reloaded", None, "done: nothing, nothing had changed"),
-        ("reloaded", None, "done: nothing, nothing had changed"),
+        ("reloaded", None, "nothing had changed"),
+        ("reloaded", None, "done: nothing"),
         ("reload-failed", "a", "cannot unmount 'a' at '/fake/a': in use by cat"),
-    ] or told[2][:2] == ("reload-failed", "a")
+    ]
 
 
 @brings_about("containers-changed", "containers-unknown")

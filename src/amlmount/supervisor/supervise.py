@@ -262,7 +262,8 @@ class Supervisor:
 
     def _tell_of_reload(self, changes: list[Change], outcome: Outcome) -> None:
         done = [f"{change.action} {change.name}" for change in changes if change.name not in outcome.errors]
-        self.events.tell(kinds.RELOADED, f"done: {', '.join(done) or 'nothing, nothing had changed'}")
+        text = f"done: {', '.join(done) or 'nothing'}" if changes else "nothing had changed"
+        self.events.tell(kinds.RELOADED, text)
         for name, failure in outcome.errors.items():
             self.events.tell(kinds.RELOAD_FAILED, failure.message, mount=name)
 
