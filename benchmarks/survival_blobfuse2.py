@@ -39,7 +39,7 @@ from benchmarks.stub import ACCOUNT, Stub, build_stub, running_stub
 from benchmarks.users import content
 
 HERE = Path(__file__).parent
-BETWEEN_S = 1.5
+BETWEEN_S = 3.0
 ENDS_WITHIN_S = 60.0
 
 
@@ -195,7 +195,7 @@ async def reloads(ground: Ground, source: str, count: int, openers: int) -> dict
         await asyncio.to_thread(start_users, ground, source, openers, writer=False)
         begun_s = time.monotonic()
         for turn in range(1, count + 1):
-            await asyncio.sleep(BETWEEN_S / 3)
+            await asyncio.sleep(BETWEEN_S / 6)
             [status] = supervisor.status()
             assert status.pid
             old.append((status.pid, start_time_ticks(status.pid) or 0))
