@@ -61,9 +61,8 @@ def poll(mount: str) -> dict[str, Any]:
     return {"looks": looks, "bare": seen_bare, "errors": errors}
 
 
-def open_all(mount: str) -> dict[str, Any]:
+def open_all(paths: list[str]) -> dict[str, Any]:
     """Open one file after the other, as fast as that goes."""
-    paths = [os.path.join(top, name) for top, _, names in os.walk(mount) for name in names]
     opens, errors, worst_s = 0, [], 0.0
     while not is_over():
         for path in paths[:200]:
@@ -82,8 +81,9 @@ def open_all(mount: str) -> dict[str, Any]:
 def main() -> None:
     """Do one of them."""
     what, mount, *rest = sys.argv[1:]
+    paths = [os.path.join(top, name) for top, _, names in os.walk(mount) for name in names] if what == "open" else []
     print("ready", flush=True)
-    found = write(mount, rest[0]) if what == "write" else poll(mount) if what == "poll" else open_all(mount)
+    found = write(mount, rest[0]) if what == "write" else poll(mount) if what == "poll" else open_all(paths)
     print(json.dumps(found))
 
 
