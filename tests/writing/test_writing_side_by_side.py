@@ -26,6 +26,7 @@ from writing.test_writing_mount import Mount, mounted, writable_spec
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3000)]
 RUN_S = 2000
+CALM_REQUESTS = 8  # after a fault: one call that met nothing but faults would rightly fail
 
 
 class Weather:
@@ -33,7 +34,7 @@ class Weather:
 
     def __init__(self, mount: Mount, service: FakeBlobService, seed: int) -> None:
         self.mount, self.service, self.random = mount, service, random.Random(seed)
-        self.kills = 0
+        self.kills = self.calm_until = 0
 
     def calm(self) -> None:
         time.sleep(0.05)
@@ -50,6 +51,8 @@ class Weather:
         """Have the next request, or two, go wrong; each passes within the time that a close waits."""
         time.sleep(self.random.uniform(0.01, 0.1))
         if any(fault.times for fault in self.service._faults):
+            self.calm_until = len(self.service.asked) + CALM_REQUESTS
+        if len(self.service.asked) < self.calm_until:
             return
         kind = self.random.choice(
             ["reset", "done_reset", "busy", "error", "precondition", *(["stall"] if FULL else [])]

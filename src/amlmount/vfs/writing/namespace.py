@@ -185,10 +185,14 @@ class Namespace:
         try:
             if isinstance(source.store, HasDirectories):
                 source.store.make_directory(blob_name)
-            else:
-                source.store.put(blob_name, b"", if_none_match=True, metadata=FOLDER)
-        except PreconditionFailedError:
-            return  # it is there: as a marker, or as a blob that whoever looks next sees
+                return
+            for _ in range(MAX_RESERVE):
+                try:
+                    source.store.put(blob_name, b"", if_none_match=True, metadata=FOLDER)
+                    return
+                except PreconditionFailedError:
+                    if _head(source, blob_name) is not None:
+                        return  # it is there: as a marker, or as a blob that whoever looks next sees
         except AmlmountError as error:
             raise as_errno(error) from error
 
