@@ -166,6 +166,7 @@ def test_what_would_block_goes_to_the_pool_and_the_loop_goes_on(kernel: Kernel) 
 
 def test_the_pool_is_bounded_and_queues(kernel: Kernel) -> None:
     release, lock, running, most = threading.Event(), threading.Lock(), [0], [0]
+    begun = threading.Semaphore(0)
 
     def read(request: Request, may_wait: bool) -> bytes:
         if not may_wait:
@@ -173,6 +174,7 @@ def test_the_pool_is_bounded_and_queues(kernel: Kernel) -> None:
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
+        begun.release()
         release.wait(DEADLINE_S)
         with lock:
             running[0] -= 1
@@ -185,6 +187,7 @@ def test_the_pool_is_bounded_and_queues(kernel: Kernel) -> None:
     for unique in range(2, 22, 2):
         kernel.send(Opcode.READ, READ_BODY, unique)
     kernel.ask(Opcode.STATFS, unique=100)
+    assert all(begun.acquire(timeout=DEADLINE_S) for _ in range(3)), "the pool does not get its threads to work"
     release.set()
     assert {kernel.receive()[0] for _ in range(10)} == set(range(2, 22, 2))
     assert most[0] == 3

@@ -4,6 +4,7 @@ journal, what a watchdog does, where secrets come from. One boot, many checks: s
 That mounts outlive the daemon is in test_systemd_survival.
 """
 
+import base64
 import json
 import os
 import subprocess
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 READ = "cat /media/images/sub/7.txt"
 EXPOSURE = 5.2  # what `systemd-analyze security` says of the unit as it is shipped, systemd 252
 WAITER = "[Unit]\n{wait}\n[Service]\nType=oneshot\nExecStart=/bin/cat /media/images/sub/7.txt\n"
-KEY = "c2VjcmV0IG9mIGEgY3JlZGVudGlhbCB0aGF0IG5vYm9keSBtYXkgc2VlIGFueXdoZXJlIGVsc2U="
+KEY = base64.b64encode(b"secret of a credential that nobody may see anywhere else").decode()  # not in this file either
 # Serves containers from the same code as the tests' own store, and writes down whether requests were signed.
 STORE = """
 import sys, time
