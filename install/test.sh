@@ -15,26 +15,28 @@ sh "$root/install/azurite.sh"
 cd "$root"
 if [ "$#" -gt 0 ]; then exec .venv/bin/python -m pytest "$@"; fi
 
-half() { .venv/bin/python -m pytest --shard "$1/2" -o "cache_dir=.pytest_cache/$1"; }
+parts=3
+part() { .venv/bin/python -m pytest --shard "$1/$parts" -o "cache_dir=.pytest_cache/$1"; }
 
-# A test that fails beside the other half and passes by itself is told as what it is: a bug of the test or worse.
+# A test that fails beside the other parts and passes by itself is told as what it is: a bug of the test or worse.
 again() {
-    say "half $1: what failed is run once more by itself"
+    say "part $1: what failed is run once more by itself"
     .venv/bin/python -m pytest -o "cache_dir=.pytest_cache/$1" --lf --lfnf=none || return 1
-    say "half $1: FLAKY: the tests above failed once and passed by themselves; each is a bug to be mended"
+    say "part $1: FLAKY: the tests above failed once and passed by themselves; each is a bug to be mended"
 }
 
-# Most tests wait for processes of theirs: two halves side by side take little more than half the time.
-output=$(mktemp)
-say "running the tests in two halves; the second one's output comes at the end"
-half 2 >"$output" 2>&1 &
-other=$!
-trap 'kill "$other" 2>/dev/null; rm -f "$output"; exit 130' INT TERM
-first=0
-second=0
-half 1 || first=$?
-wait "$other" || second=$?
-cat "$output"
-rm -f "$output"
-if [ "$first" -ne 0 ]; then again 1; fi
-if [ "$second" -ne 0 ]; then again 2; fi
+# Most tests wait for processes of theirs: parts side by side take little more than the share of one.
+output=$(mktemp -d)
+say "running the tests in $parts parts side by side; the others' output comes at the end"
+part 2 >"$output/2" 2>&1 &
+second=$!
+part 3 >"$output/3" 2>&1 &
+third=$!
+trap 'kill "$second" "$third" 2>/dev/null; rm -rf "$output"; exit 130' INT TERM
+failed=""
+part 1 || failed="1"
+wait "$second" || failed="$failed 2"
+wait "$third" || failed="$failed 3"
+cat "$output/2" "$output/3"
+rm -rf "$output"
+for number in $failed; do again "$number"; done
