@@ -1,6 +1,7 @@
 """The Python engine with real workers and real mounts: start, stop, and everything that goes wrong in between."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -363,6 +364,7 @@ def test_a_worker_that_cannot_import_says_why(
 @pytest.fixture(autouse=True)
 def no_descriptor_is_lost() -> Iterator[None]:
     connection._own_fusectl()
+    gc.collect()  # what tests before this one have left to it is closed now, not in the middle
     before = len(os.listdir("/proc/self/fd"))
     yield
     assert len(os.listdir("/proc/self/fd")) == before
