@@ -368,6 +368,25 @@ def test_dry_runs_do_nothing(pair: Pair) -> None:
     pair.world.cli("down")
 
 
+def test_what_a_mount_cannot_do_is_said_in_words(pair: Pair) -> None:
+    pair.world.cli("up", "red")
+    flushed, pinned = pair.world.cli("flush", "red"), pair.world.cli("cache", "pin", "red", "*")
+    assert (flushed.returncode, pinned.returncode) == (2, 2)
+    assert flushed.stderr == "error: cannot flush this mount: it is read-only, so nothing is written through it\n"
+    assert pinned.stderr == "error: cannot pin anything: this mount keeps no cache on disk\n"
+    pair.world.cli("down")
+
+
+def test_a_dry_run_without_a_daemon_knows_that_the_daemon_can_write(pair: Pair) -> None:
+    root = pair.world.root
+    pair.world.write_config(
+        f"stores: {{s: {{type: local, path: {root}/red}}}}\n"
+        f"mounts: {{m: {{target: {root}/mnt/m, source: s, read_only: false}}}}\n"
+    )
+    [plan] = pair.world.cli_json("up", "--dry-run")
+    assert (plan["action"], plan["engine"], plan["error"]) == ("mount", "python", None)
+
+
 def test_ps_survives_a_pipe_and_colours_a_terminal(pair: Pair) -> None:
     pair.world.cli("up", "red")
     piped = pair.world.cli("ps", "-a").stdout

@@ -47,13 +47,14 @@ def test_a_killed_daemon_is_followed_by_one_that_finds_every_mount_as_it_was(pai
         before = {name: pair.mount(name) for name in ("red", "blue")}
         for _ in range(3):
             pair.kill(pair.daemon())
+            assert "`amlmount up` looks after them again" in pair.world.cli("ps").stderr
             assert pair.world.cli("up").returncode == 0
         after = {name: pair.mount(name) for name in ("red", "blue")}
         tally = readers.tally()
     assert_clean(tally)
     for name in before:
         assert (after[name]["pid"], after[name]["state"]) == (before[name]["pid"], "mounted")
-        assert after[name]["mount_made_target"]
+        assert after[name]["mount_made_target"] and after[name]["engine_why"] == before[name]["engine_why"]
     assert pair.world.cli("down").returncode == 0
     pair.assert_as_before()
 

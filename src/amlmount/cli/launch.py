@@ -24,6 +24,8 @@ START_TIMEOUT_S = 60.0
 MAX_STARTS = 20
 Answer = TypeVar("Answer")
 TAIL_LINES = 5
+NOTHING_RUNS = "nothing is mounted: no daemon runs"
+LEFTOVERS = "no daemon runs, but one that ended has left mounts: `amlmount up` looks after them again, `down` ends them"
 
 
 def find_daemon(ctx: typer.Context) -> "DaemonClient | None":

@@ -98,6 +98,8 @@ def ps(
     mounts, figures, trouble = answer if answer is not None else (_configured(ctx) if every else [], {}, None)
     shown = [status for status in mounts if every or status.state != "unmounted"]
     print_mounts(talk, shown, output, figures)
+    if answer is None and launch.has_leftovers(locations(ctx)):
+        talk.note(launch.LEFTOVERS)
     if trouble is not None:
         talk.note(f"the configuration as it is now is not in use: {trouble['message']}")
 
@@ -228,7 +230,7 @@ def _down(ctx: typer.Context, names: list[str] | None, lazy: bool, timeout_s: fl
     steps = Steps(talk)
     outcome = launch.ask(ctx, lambda client: client.down(names, lazy=lazy, timeout_s=timeout_s, progress=steps.tell))
     if outcome is None:
-        talk.note("nothing is mounted: no daemon runs")
+        talk.note(launch.NOTHING_RUNS)
     return outcome or Outcome([])
 
 

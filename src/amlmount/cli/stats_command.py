@@ -12,7 +12,7 @@ import typer
 
 from amlmount.cli import launch
 from amlmount.cli.output import Console, Format, age, print_objects, print_table, size_text
-from amlmount.cli.settings import complete_mount, console, parse_duration
+from amlmount.cli.settings import complete_mount, console, locations, parse_duration
 
 if TYPE_CHECKING:
     from amlmount.metrics.timings import Spread
@@ -54,7 +54,7 @@ def stats(
 def _asked(ctx: typer.Context, names: list[str] | None) -> "list[MountStats]":
     found = launch.ask(ctx, lambda client: client.stats(names, within_s=WITHIN_S))
     if found is None:
-        console(ctx).note("nothing is mounted: no daemon runs")
+        console(ctx).note(launch.LEFTOVERS if launch.has_leftovers(locations(ctx)) else launch.NOTHING_RUNS)
     return found or []
 
 

@@ -104,7 +104,8 @@ def plan_offline(options: Options, names: Sequence[str] | None) -> list[Plan]:
     """Say what `up` would do if no daemon runs. Raises NotFoundError, ConfigError."""
 
     async def plan() -> list[Plan]:
-        return await _make_supervisor(options, _resolve(options, _read_config(options), None)).plan(names)
+        specs = assign_state(_resolve(options, _read_config(options), None), options.locations)
+        return await _make_supervisor(options, specs).plan(names)
 
     return asyncio.run(plan())
 

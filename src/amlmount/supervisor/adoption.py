@@ -19,6 +19,7 @@ from amlmount.supervisor.surroundings import Surroundings
 log = logging.getLogger(__name__)
 KINDS = ("fuse", "estate", "channel")
 NEXT = "next-"
+EARLIER_CHOICE = "an earlier daemon chose it"
 
 
 def record_of(running: Running, made: MadeTarget, *, is_leaving: bool = False) -> MountRecord:
@@ -156,9 +157,21 @@ async def _try(
     if not await asyncio.to_thread(around.host.has_mount, record):
         return None
     await take_off_dead(around, spec.target, but=record.mount_id)
-    engine, why = await asyncio.to_thread(around.select_engine, spec.model_copy(update={"engine": record.engine}))
+    engine, why = await asyncio.to_thread(_engine_again, around, spec, record.engine)
     if not isinstance(engine, TakesOver) or engine.name != record.engine:
         return None
     claim = Claim(spec, record.pid, record.pid_start_time, record.mount_id, record.negotiated, dict(descriptors))
     descriptors.clear()
     return engine, why, engine.adopt(claim)
+
+
+def _engine_again(around: Surroundings, spec: MountSpec, name: str) -> tuple[Engine, str]:
+    """Return the engine of that name, and why `spec` has it: with `auto`, nobody asked for it by name."""
+    engine, named = around.select_engine(spec.model_copy(update={"engine": name}))
+    if spec.engine != "auto":
+        return engine, named
+    try:
+        today, why = around.select_engine(spec)
+    except AmlmountError:
+        return engine, EARLIER_CHOICE
+    return engine, why if today.name == name else EARLIER_CHOICE

@@ -21,6 +21,11 @@ from amlmount.worker.program import LOADED
 
 MAX_NAMES = 10_000
 KERNEL_PATIENCE_S = 30.0
+# What mounts that cannot do it say to a question; they do not know their name.
+UNABLE = {
+    "flush": "flush this mount: it is read-only, so nothing is written through it",
+    "cache_pin": "pin anything: this mount keeps no cache on disk",
+}
 log = logging.getLogger(__name__)
 Tell = Callable[[dict[str, object]], None]
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
@@ -46,7 +51,7 @@ class Controls:
         try:
             handler = self._handlers.get(str(body.get("what")))
             if handler is None:
-                raise UsageError(f"cannot answer '{body.get('what')}': this mount does not know the question")
+                raise _unknown(str(body.get("what")))
             self._tell({"op": ANSWER, "number": number, "result": handler(body.get("with", {}))})
         except AmlmountError as error:
             self._tell({"op": ANSWER, "number": number, "error": error.to_json()})
@@ -54,6 +59,10 @@ class Controls:
             log.exception("cannot answer '%s'", body.get("what"))
             wrapped = AmlmountError(f"cannot answer '{body.get('what')}': {error}", hint="its log has the traceback")
             self._tell({"op": ANSWER, "number": number, "error": wrapped.to_json()})
+
+
+def _unknown(what: str) -> UsageError:
+    return UsageError("cannot " + UNABLE.get(what, f"answer '{what}': this mount does not know the question"))
 
 
 class Refresher:
