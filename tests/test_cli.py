@@ -104,6 +104,15 @@ def test_a_reader_that_goes_away_is_no_error(world: World) -> None:
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
+@pytest.mark.parametrize(("where", "code", "said"), [(">/dev/full", 1, "cannot print: no space left"), (">&-", 0, "")])
+def test_output_that_cannot_be_written_is_no_traceback(world: World, where: str, code: int, said: str) -> None:
+    make_pair(world)
+    argv = ["sh", "-c", f'exec "$@" {where}', "sh", *world.argv("ps", "-a")]
+    done = subprocess.run(argv, env=world.env, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+    assert said in done.stderr and bool(said) == bool(done.stderr)
+
+
 def test_ctrl_c_is_130(world: World) -> None:
     code = "import os, signal, amlmount.cli.launch as l, amlmount.cli.app as a\n"
     code += "l.find_daemon = lambda ctx: os.kill(os.getpid(), signal.SIGINT)\na.run(['ps'])"

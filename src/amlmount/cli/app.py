@@ -3,6 +3,7 @@
 Modules of this package import only typer and the standard library at their top.
 """
 
+import errno
 import os
 import sys
 from itertools import pairwise
@@ -113,6 +114,8 @@ app.add_typer(store_commands.store_app, name="store")
 def run(argv: list[str] | None = None) -> None:
     """Run the command line and exit. The only place that prints errors and chooses the exit code."""
     words = sys.argv[1:] if argv is None else argv
+    if sys.stdout is None:  # closed by whoever started us: `>&-`
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     console = Console()
     console.as_json = _wants_json(words)
     sys.exit(_run(words, console))
@@ -150,9 +153,20 @@ def _run(argv: list[str], console: Console) -> int:
         return 0
     except Exception as error:
         # Usage errors of typer; its exception classes have moved between versions, their interface has not.
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            return _print_full(error, console)
         if not (hasattr(error, "show") and hasattr(error, "exit_code")):
             raise
         return _print_usage_error(error, console)
+
+
+def _print_full(error: OSError, console: Console) -> int:
+    from amlmount.errors import AmlmountError
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's last flush is quiet
+    full = AmlmountError(f"cannot print: {(error.strerror or '').lower()}", hint="standard output goes to a full disk")
+    console.error(full)
+    return full.exit_code
 
 
 def _print_usage_error(error: Any, console: Console) -> int:
