@@ -155,6 +155,7 @@ def test_mistakes_in_a_mount(tmp_path: Path, mount: str, said: str) -> None:
 
 def test_a_name_that_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
     assert "'../x' is not a usable name" in refused(tmp_path, "mounts: {'../x': {target: /x, source: s}}").message
+    assert "'a b' is not a usable name" in refused(tmp_path, "mounts: {x: {target: /x, source: a b}}").message
 
 
 @pytest.mark.parametrize(

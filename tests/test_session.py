@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,6 +213,18 @@ def test_sources_that_make_no_sense(source: str) -> None:
         amlmount.mount("azureml://datastores/x/paths/y")
     with pytest.raises(ConfigError, match="for writing"):
         amlmount.mount(source, read_only=False)
+    with pytest.raises(UsageError, match="42: it is no source"):
+        amlmount.mount(42)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrap", [lambda part: part, lambda part: [part]])
+def test_a_store_that_is_not_in_the_configuration(
+    source: str, world: World, wrap: Callable[[dict[str, str]], Any]
+) -> None:
+    config = world.write_config(f"stores: {{digits: {{type: local, path: {source}}}}}\n")
+    with pytest.raises(NotFoundError, match="cannot find a store called 'digit'") as caught:
+        amlmount.mount(wrap({"store": "digit"}), config=config)
+    assert caught.value.hint == "did you mean digits?"
 
 
 USER = """

@@ -130,7 +130,7 @@ def _problem(item: ErrorDetails, data: object) -> Problem:
         what, _, hint = str(item["ctx"]["error"]).partition("; ")
         return Problem(path, what, hint or None)
     if kind == "string_pattern_mismatch":
-        return Problem(path, _PATTERN_WORDS.get(str(path[-1])) or _unusable_name(path))
+        return Problem(path, _PATTERN_WORDS.get(str(path[-1])) or _unusable_name(path, item["input"]))
     return Problem(path, _PLAIN_WORDS.get(kind, item["msg"]))
 
 
@@ -156,8 +156,9 @@ def _not_a_choice(path: DataPath, item: ErrorDetails) -> Problem:
     return Problem(path, f"'{item['input']}' is not possible; it {what}", did_you_mean(item["input"], choices))
 
 
-def _unusable_name(path: DataPath) -> str:
-    shown = f"'{path[-1]}' " if path[0] == "mounts" else ""
+def _unusable_name(path: DataPath, value: object) -> str:
+    # A key has its path already; what a source names is a value, and mounts hold no secrets.
+    shown = f"'{value}' " if path[0] == "mounts" and isinstance(value, str) else ""
     return shown + _NAME_WORDS
 
 

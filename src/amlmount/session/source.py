@@ -6,7 +6,7 @@ What has the shape of a path is one and never looked up as a name; a name is a m
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,27 @@ def _find(source: Source, config_path: Path | None, options: Options) -> tuple[s
     config = load_config(config_files(config_path))
     if isinstance(source, str):
         return _named(source, config, options)
+    if not isinstance(source, Mapping | Sequence):
+        raise UsageError(
+            f"cannot mount {source!r}: it is no source", hint="give a folder, a name, a mapping or a list of those"
+        )
     written = dict(source) if isinstance(source, Mapping) else [_plain(part) for part in source]
-    return _one_mount("source", written, dict(config.stores), options)
+    name, made = _one_mount("source", written, dict(config.stores), options)
+    _check_stores(made)
+    return name, made
+
+
+def _check_stores(config: Config) -> None:
+    for mount in config.mounts.values():
+        for part in mount.source if isinstance(mount.source, tuple) else (mount.source,):
+            if part.store not in config.stores:
+                raise NotFoundError(f"cannot find a store called '{part.store}'", hint=_near(part.store, config.stores))
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    stores = list(known)
+    near = difflib.get_close_matches(name, stores, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"the configuration has: {', '.join(stores) or 'none'}"
 
 
 def _is_path(source: str) -> bool:
