@@ -46,7 +46,8 @@ class Mounted:
 class Place:
     """Where a peer is to mount: the store, a folder of its own, the container's content on the disk, its CPUs.
 
-    `is_overlay`: the cache is on an overlayfs. `is_writable`: it is for writing.
+    `is_overlay`: the cache is on an overlayfs. `is_writable`: it is for writing. `front`: what stands before our mount,
+    None for what the profile says.
     """
 
     store: Stub
@@ -56,6 +57,7 @@ class Place:
     placement: Sequence[str] = ()
     is_overlay: bool = False
     is_writable: bool = False
+    front: str | None = None
 
     @property
     def target(self) -> Path:
@@ -109,6 +111,8 @@ def _own_world(world: Path, place: Place, durability: str) -> dict[str, str]:
         "engine": "python",
         "profile": place.profile,
     }
+    if place.front is not None:
+        mount["front"] = place.front
     if place.is_writable:
         mount |= {"read_only": False, "durability": durability, "state_dir": str(place.folder / "state")}
     config = {

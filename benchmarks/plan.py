@@ -31,6 +31,7 @@ class Group:
 
     `images`: the store holds the images and tables of the local disk; `many`: it holds ten times as many, made up.
     `overlay`: the cache is on an overlayfs, as in a container. `slow_peers`: one after the other, others take minutes.
+    `front`: what stands before our mount, None for what the profile says.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Group:
     many: bool = False
     overlay: bool = False
     slow_peers: bool = False
+    front: str | None = None
 
 
 def epoch(
@@ -85,6 +87,19 @@ GROUPS = (
         images=True,
         slow_peers=True,
         clients=(("first epoch", "first-epoch"),),
+    ),
+    Group(
+        "epochs, no front",
+        (
+            epoch("first epoch, no front", "first-epoch", cold=True),
+            epoch("second epoch, open(2), no front", "open2", pairs=5),
+            epoch("second epoch, open(), no front", "open", pairs=5),
+            epoch("third epoch, page cache dropped, no front", "open2", drop=True, pairs=1),
+        ),
+        "epochs",
+        images=True,
+        peers=(OURS, DISK),
+        front="none",
     ),
     Group(
         "shuffled",

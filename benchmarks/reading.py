@@ -190,7 +190,8 @@ def mounted_samples(run: Run, group: Group, store: Stub, peer: Peer, trial: int)
 
 def place_of(run: Run, group: Group, store: Stub) -> Place:
     """Return where the next one works."""
-    return Place(store, run.folder / "peer", run.local, group.profile, run.placement.peer, group.overlay)
+    folder, placement = run.folder / "peer", run.placement.peer
+    return Place(store, folder, run.local, group.profile, placement, group.overlay, front=group.front)
 
 
 def has_pandas() -> bool:
