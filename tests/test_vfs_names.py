@@ -272,6 +272,9 @@ def test_source_probe() -> None:
     mount(memory()).probe()
     mount(memory("p/x"), source(path="p")).probe()
     mount(memory(**{"p/": b""}), source(path="p")).probe()
+    marked = memory()
+    marked.put("p", b"", metadata={"hdi_isfolder": "true"})
+    mount(marked, source(path="p")).probe()
     with pytest.raises(NotFoundError, match="cannot find path 'q' in store 'data'"):
         mount(memory("p/x"), source(path="q")).probe()
     with pytest.raises(NotFoundError, match="it is a single blob"):

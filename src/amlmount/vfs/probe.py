@@ -4,8 +4,9 @@ A wrong `path` would otherwise be an empty folder, and the user would look for t
 """
 
 from amlmount.errors import NotFoundError
-from amlmount.stores.base import ObjectStore, Page
+from amlmount.stores.base import ObjectInfo, ObjectStore, Page
 from amlmount.vfs.gathering import LONG_PAGE
+from amlmount.vfs.listing import is_folder_marker
 from amlmount.vfs.nodes import Source
 
 
@@ -23,14 +24,16 @@ def probe_source(source: Source) -> Page | None:
     if not prefix or _is_empty_directory(store, prefix):
         return None
     path = prefix.rstrip("/")
-    if _is_blob(store, path):
+    if (blob := _blob(store, path)) is not None:
+        if is_folder_marker(blob) and not blob.size_bytes:
+            return None
         raise NotFoundError(
             f"cannot use path {path!r} of store {source.name!r}: it is a single blob, not a folder",
             hint="give the folder as `path:` and the file's name as `glob:`",
         )
     raise NotFoundError(
         f"cannot find path {path!r} in store {source.name!r}",
-        hint=f"check `path:`; `amlmount store ls {source.name}` shows what is there",
+        hint="check `path:`; mount the store without it to see what is there (read_only: false: to make that folder)",
     )
 
 
@@ -38,5 +41,6 @@ def _is_empty_directory(store: ObjectStore, prefix: str) -> bool:
     return any(prefix in page.prefixes for page in store.list(prefix[:-1], delimiter=True))
 
 
-def _is_blob(store: ObjectStore, path: str) -> bool:
-    return any(info.name == path for page in store.list(path, delimiter=True) for info in page.objects)
+def _blob(store: ObjectStore, path: str) -> ObjectInfo | None:
+    found = (info for page in store.list(path, delimiter=True) for info in page.objects)
+    return next((info for info in found if info.name == path), None)
