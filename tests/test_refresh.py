@@ -197,3 +197,40 @@ def test_what_one_listing_finds_everybody_sees(world: World, service: FakeBlobSe
     time.sleep(0.2)
     assert not os.path.exists(f"{target}/no such name")  # has to be looked up, so the folder is listed again
     poll(lambda: os.stat(f"{target}/a").st_size == 4, "the kernel was not told", timeout_s=10)
+
+
+def test_an_account_is_refreshed_container_by_container(world: World, service: FakeBlobService) -> None:
+    service.containers["more"] = {}
+    world.write_config(
+        f"stores: {{account: {json.dumps(service.definition(None))}}}\n"
+        f"mounts: {{all: {{target: {world.root}/mnt, source: {{store: account, containers: {{}}}}, engine: python}}}}\n"
+    )
+    assert world.cli("up").returncode == 0
+    assert os.listdir(f"{world.root}/mnt/data") == []
+    service.put("data", "new", b"data")
+    found = world.cli_json("refresh", "all")
+    assert sorted((one["name"], one["added"]) for one in found) == [("all/data", 1), ("all/more", 0)]
+    for part in ("data", "data/new", f"{world.root}/mnt/data"):
+        done = world.cli("refresh", "all", part)
+        assert (done.returncode, done.stderr) == (0, "all/data: nothing changed\n")
+    totals = world.cli("stats", "all").stdout
+    assert "all/data" in totals and "OPERATION" not in totals, "which mount's operations would these be?"
+
+
+def test_a_folder_just_made_can_be_a_mount_of_its_own(world: World, service: FakeBlobService) -> None:
+    definition = json.dumps(service.definition())
+    mounts = {
+        "whole": {"target": f"{world.root}/whole", "source": "blobs"},
+        "part": {"target": f"{world.root}/part", "source": {"store": "blobs", "path": "run 1/out"}},
+    }
+    text = f"stores: {{blobs: {definition}}}\ndefaults: {{engine: python, read_only: false}}\n"
+    world.write_config(f"{text}mounts: {json.dumps(mounts)}\n")
+    assert world.cli("up", "whole").returncode == 0
+    refused = world.cli("up", "part")
+    assert refused.returncode == 3 and "cannot find path 'run 1/out'" in refused.stderr
+    os.makedirs(f"{world.root}/whole/run 1/out")
+    up = world.cli("up", "part")
+    assert up.returncode == 0, up.stderr
+    write(f"{world.root}/part/model", "weights")
+    assert service.containers["data"]["run 1/out/model"].data == b"weights"
+    assert world.cli("down").returncode == 0

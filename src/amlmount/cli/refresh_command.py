@@ -14,8 +14,9 @@ from amlmount.cli.settings import complete_mount, console, parse_duration, setti
 
 if TYPE_CHECKING:
     from amlmount.client import DaemonClient
-    from amlmount.states import Refreshed
+    from amlmount.states import MountStatus, Refreshed
 
+UP = ("mounted", "degraded")
 SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 
 
@@ -36,18 +37,30 @@ def refresh(
     """
     from amlmount.errors import DaemonUnreachableError
 
-    def ask(client: "DaemonClient") -> "Refreshed":
-        [status] = client.status([name])
-        below = None if path is None else _below(path, status.target, name)
-        return client.refresh(name, below, timeout_s=timeout)
+    def ask(client: "DaemonClient") -> "list[tuple[str, Refreshed]]":
+        meant = _meant(client.status([name]), name, path)
+        return [(one, client.refresh(one, below, timeout_s=timeout)) for one, below in meant]
 
     found = launch.ask(ctx, ask)
     if found is None:
         raise DaemonUnreachableError(f"cannot refresh '{name}': no daemon runs", hint="`amlmount up` starts one")
     if output is not Format.TABLE:
-        print_objects([{"schema_version": 1, "name": name, **found.to_json()}], output)
+        print_objects([{"schema_version": 1, "name": one, **changes.to_json()} for one, changes in found], output)
         return
-    _tell(console(ctx), name, found, names or bool(setting(ctx, "verbose")))
+    for one, changes in found:
+        _tell(console(ctx), one, changes, names or bool(setting(ctx, "verbose")))
+
+
+def _meant(found: "list[MountStatus]", name: str, path: str | None) -> list[tuple[str, str | None]]:
+    """Return which mounts are to look again, and at what: of an account each container is a mount."""
+    whole = next(status for status in found if status.name == name)
+    below = None if path is None else _below(path, whole.target, name)
+    if len(found) == 1:
+        return [(name, below)]
+    if below is None:
+        return [(status.name, None) for status in found if status is not whole and status.state in UP]
+    container, _, rest = below.partition("/")
+    return [(f"{name}/{container}", rest or None)]
 
 
 def _below(path: str, target: str, name: str) -> str | None:

@@ -46,7 +46,7 @@ def stats(
     if watch and output is Format.JSON:
         raise UsageError("cannot watch as JSON: a list has an end", hint="use -o jsonl: one object a line")
     if not watch:
-        _print(talk, _asked(ctx, names), output, is_single=bool(names) and len(names or ()) == 1)
+        _print(talk, _asked(ctx, names), output, is_single=len(names or ()) == 1)
         return
     _watch(ctx, talk, names, every, output)
 
@@ -86,7 +86,7 @@ def _print(talk: Console, found: "Sequence[MountStats]", output: Format, *, is_s
         print_objects([one.to_json() for one in found], output)
         return
     print_table(talk, TOTALS, [_row(one, None, 1.0) for one in found])
-    for one in found if is_single else ():
+    for one in found if is_single and len(found) == 1 else ():
         if one.counted is not None:
             typer.echo("")
             print_table(talk, OPERATIONS, list(_operations(one)))
