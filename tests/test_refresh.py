@@ -199,7 +199,7 @@ def test_what_one_listing_finds_everybody_sees(world: World, service: FakeBlobSe
     poll(lambda: os.stat(f"{target}/a").st_size == 4, "the kernel was not told", timeout_s=10)
 
 
-def test_an_account_is_refreshed_container_by_container(world: World, service: FakeBlobService) -> None:
+def test_an_account_is_refreshed_and_warmed_container_by_container(world: World, service: FakeBlobService) -> None:
     service.containers["more"] = {}
     world.write_config(
         f"stores: {{account: {json.dumps(service.definition(None))}}}\n"
@@ -213,6 +213,8 @@ def test_an_account_is_refreshed_container_by_container(world: World, service: F
     for part in ("data", "data/new", f"{world.root}/mnt/data"):
         done = world.cli("refresh", "all", part)
         assert (done.returncode, done.stderr) == (0, "all/data: nothing changed\n")
+    warmed = world.cli("cache", "warm", "all")
+    assert "all/data: 1 files read (4 B)" in warmed.stderr and "all/more: 0 files read" in warmed.stderr
     totals = world.cli("stats", "all").stdout
     assert "all/data" in totals and "OPERATION" not in totals, "which mount's operations would these be?"
 

@@ -46,14 +46,18 @@ def warm(
     client = launch.find_daemon(ctx)
     if status is None or client is None:
         raise DaemonUnreachableError(f"cannot warm '{name}': no daemon runs", hint=f"run: amlmount up {name}")
-    _check_mounted(name, status[0].state)
-    warmup = _WarmUp(client, name, status[0].target, console(ctx), output)
-    try:
-        warmup.run(glob, since, jobs)
-    except KeyboardInterrupt:
-        warmup.line.end()
-        console(ctx).note("interrupted: what was read stays; the same command goes on from there")
-        raise
+    # Of an account each container is a mount, with a cache of its own.
+    meant = [one for one in status if one.name != name] or status
+    for one in meant:
+        _check_mounted(one.name, one.state)
+    for one in meant:
+        warmup = _WarmUp(client, one.name, one.target, console(ctx), output)
+        try:
+            warmup.run(glob, since, jobs)
+        except KeyboardInterrupt:
+            warmup.line.end()
+            console(ctx).note("interrupted: what was read stays; the same command goes on from there")
+            raise
 
 
 class _WarmUp:
