@@ -97,3 +97,5 @@ def test_running_out_of_memory_is_told_from_a_kill(tmp_path: Path) -> None:
     assert counter is not None and count_oom_kills(counter) == 2 and count_oom_kills(None) == 0
     assert ExitReason(-9, "", out_of_memory=True).text == "killed by SIGKILL because memory ran out"
     assert ExitReason(-9).text == "killed by SIGKILL"
+    assert ExitReason(-9, "2026-11-24 12:00:11,922 INFO amlmount.worker: serving\n").text == "killed by SIGKILL"
+    assert ExitReason(1, "no\nwhat went wrong\n").text == "exited with 1: what went wrong"

@@ -4,6 +4,7 @@ An engine carries out; it decides nothing. The caller (supervisor or session) ow
 descriptor of every mount through `Running.fuse_fd`, so a mount can outlive the process that serves it.
 """
 
+import re
 from asyncio import Future
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class ExitReason:
         else:
             what = f"exited with {self.returncode}"
         last = self.log_tail.strip().splitlines()[-1:]
-        return f"{what}: {last[0]}" if last else what
+        # A worker that logs that all is well has not said why it ends.
+        return f"{what}: {last[0]}" if last and not re.match(r"\S+ \S+ (INFO|DEBUG) ", last[0]) else what
 
 
 @dataclass(slots=True)
