@@ -127,6 +127,7 @@ def test_show_leaves_out_what_means_nothing_to_a_read_only_mount(file: Path) -> 
 def test_init_writes_a_file_that_loads_and_a_second_one_only_by_force(tmp_path: Path) -> None:
     path = tmp_path / "new" / "amlmount.yaml"
     result = run("init", config=path)
+    assert f"`amlmount --config {path} up`" in result.output
     assert result.exit_code == 0 and str(path) in result.stdout
     assert load_config([path]).mounts == {}
     path.write_text("# mine")

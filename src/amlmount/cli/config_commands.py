@@ -4,6 +4,7 @@ Only typer is imported at the top: `amlmount --help` must not wait for what thes
 """
 
 import os
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,7 +72,13 @@ def init(
 
     path = main_file(setting(ctx, "config"), system=setting(ctx, "system"))
     write_starter(path, force=force)
-    typer.echo(f"wrote {path}; next: edit it, then `amlmount config check` and `amlmount up`")
+    said = _program(setting(ctx, "config"))
+    typer.echo(f"wrote {path}; next: edit it, then `{said} config check` and `{said} up`")
+
+
+def _program(explicit: Path | None) -> str:
+    """Return how to call this program with the same configuration again."""
+    return "amlmount" if explicit is None else f"amlmount --config {shlex.quote(str(explicit))}"
 
 
 def _load(ctx: typer.Context) -> "Loaded":
@@ -82,7 +89,8 @@ def _load(ctx: typer.Context) -> "Loaded":
     files = config_files(explicit, system=setting(ctx, "system"))
     if not files:
         main = main_file(explicit, system=setting(ctx, "system"))
-        raise ConfigError(f"cannot find a configuration: there is no '{main}'", hint="`amlmount init` writes one")
+        hint = f"`{_program(explicit)} init` writes one"
+        raise ConfigError(f"cannot find a configuration: there is no '{main}'", hint=hint)
     return load_with_places(files)
 
 
