@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from amlmount.stores.azure.auth import Authorizer
 from amlmount.stores.azure.location import Location
 from amlmount.stores.azure.timing import Timing
-from amlmount.stores.azure.transport import find_proxy
+from amlmount.stores.azure.transport import find_ca_file, find_proxy
 
 if TYPE_CHECKING:
     from obstore.store import AzureStore as ObstoreAzure
@@ -31,10 +31,8 @@ os.register_at_fork(after_in_child=_after_fork)
 class BulkReader:
     """Whole blobs and ranges. `authorizer` returns the present credential; for another one a new client is built."""
 
-    def __init__(
-        self, location: Location, authorizer: Callable[[], Authorizer], timing: Timing, ca_file: str | None = None
-    ) -> None:
-        self._location, self._authorizer, self._timing, self._ca_file = location, authorizer, timing, ca_file
+    def __init__(self, location: Location, authorizer: Callable[[], Authorizer], timing: Timing) -> None:
+        self._location, self._authorizer, self._timing = location, authorizer, timing
         self._lock = threading.Lock()
         self._built: tuple[Authorizer, ObstoreAzure] | None = None
 
@@ -100,8 +98,8 @@ class BulkReader:
         }
         if proxy := find_proxy(where.scheme, where.host):
             options["proxy_url"] = proxy
-        if self._ca_file:
-            with open(self._ca_file, encoding="ascii", errors="replace") as file:
+        if ca_file := find_ca_file():
+            with open(ca_file, encoding="ascii", errors="replace") as file:
                 options["root_certificate"] = file.read()
         return options
 

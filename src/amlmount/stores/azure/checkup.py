@@ -15,7 +15,7 @@ from amlmount.stores.azure.credentials import authorize, locate_store
 from amlmount.stores.azure.diagnose import time_of
 from amlmount.stores.azure.failures import Attempted, clock_error_s, explain, explain_network, refusal_from
 from amlmount.stores.azure.timing import Deadline, Timing
-from amlmount.stores.azure.transport import Pool, Request, find_ca_file
+from amlmount.stores.azure.transport import Pool, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Examiner:
     def _new_pool(self, timeout_s: float) -> Pool:
         """A connection of its own for each look: one that is kept says nothing of name, route and firewall."""
         timing = Timing(connect_s=timeout_s, silence_s=timeout_s, request_s=timeout_s, call_s=timeout_s, attempts=1)
-        return Pool(self._where.scheme, self._where.host, self._where.port, timing, find_ca_file())
+        return Pool(self._where.scheme, self._where.host, self._where.port, timing)
 
     def _with_limits(self, authorizer: Authorizer, found: Checkup) -> Checkup:
         if isinstance(authorizer, Sas):

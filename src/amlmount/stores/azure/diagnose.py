@@ -21,7 +21,7 @@ from amlmount.stores.azure.failures import MAX_CLOCK_ERROR_S, Attempted, clock_e
 from amlmount.stores.azure.location import Location
 from amlmount.stores.azure.store import AzureStore
 from amlmount.stores.azure.timing import Deadline, Timing
-from amlmount.stores.azure.transport import Pool, Request, find_ca_file, find_proxy
+from amlmount.stores.azure.transport import Pool, Request, find_proxy
 
 TIMING = Timing(connect_s=5, silence_s=10, request_s=20, call_s=30, attempts=2)
 
@@ -121,7 +121,7 @@ class _Probe:
 
     def clock(self) -> str:
         request = Request("GET", self._where.container_path, {"restype": "container", "comp": "list"})
-        pool = Pool(self._where.scheme, self._where.host, self._where.port, self._timing, find_ca_file())
+        pool = Pool(self._where.scheme, self._where.host, self._where.port, self._timing)
         try:
             with pool.send(request, Deadline(self._timing.request_s)).response() as reply:
                 error_s = clock_error_s(reply.headers)
@@ -170,7 +170,7 @@ class _Probe:
         return (proxy.hostname or "", proxy.port or 80) if proxy else (self._where.host, self._where.port)
 
     def _connected(self) -> ssl.SSLSocket:
-        pool = Pool("https", self._where.host, self._where.port, self._timing, find_ca_file())
+        pool = Pool("https", self._where.host, self._where.port, self._timing)
         try:
             return pool.connect_tls(Deadline(self._timing.request_s))
         except (OSError, http.client.HTTPException) as error:

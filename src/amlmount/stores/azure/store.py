@@ -19,7 +19,7 @@ from amlmount.stores.azure.location import check_name
 from amlmount.stores.azure.rest import RestClient
 from amlmount.stores.azure.staging import PartsFirst, StagedUpload, check_writable, copy_blob, set_metadata
 from amlmount.stores.azure.timing import Deadline, Timing
-from amlmount.stores.azure.transport import Pool, Request, Response, find_ca_file
+from amlmount.stores.azure.transport import Pool, Request, Response
 from amlmount.stores.azure.upload import MAX_SINGLE_BYTES, conditions, put_blob
 from amlmount.stores.base import NO_METADATA, Content, ObjectInfo, Page, Ranges
 
@@ -211,10 +211,10 @@ class AzureStore:
         return opened
 
     def _open(self, pid: int) -> tuple[int, RestClient, BulkReader]:
-        where, ca_file = self.location, find_ca_file()
-        pool = Pool(where.scheme, where.host, where.port, self._timing, ca_file)
+        where = self.location
+        pool = Pool(where.scheme, where.host, where.port, self._timing)
         client = RestClient(where, self._authorize, self._timing, pool)
-        bulk = BulkReader(where, lambda: client.authorizer, self._timing, ca_file)
+        bulk = BulkReader(where, lambda: client.authorizer, self._timing)
         return pid, client, bulk
 
     def _authorize(self) -> Authorizer:

@@ -143,9 +143,10 @@ class Exchange:
 class Pool:
     """Connections to one server. Threads share it; a forked child needs its own."""
 
-    def __init__(self, scheme: str, host: str, port: int, timing: Timing, ca_file: str | None = None) -> None:
+    def __init__(self, scheme: str, host: str, port: int, timing: Timing) -> None:
+        """Raises ConfigError for authorities (`find_ca_file`) that cannot be read, and for an impossible proxy."""
         self._scheme, self._host, self._port, self._timing = scheme, host, port, timing
-        self._ssl = _ssl_context(ca_file) if scheme == "https" else None
+        self._ssl = _ssl_context(find_ca_file()) if scheme == "https" else None
         self.proxy = find_proxy(scheme, host)
         self._idle: deque[tuple[http.client.HTTPConnection, float]] = deque()
         self._lock = threading.Lock()
