@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from amlmount.mounts import MountEntry, read_mounts
+from amlmount.mounts.procfs import listdir, read, readlink
 
 DELETED = " (deleted)"
 _INFO = re.compile(rb"^flags:\s*(\d+)\nmnt_id:\s*(\d+)\nino:\s*(\d+)$", re.MULTILINE)  # `ino` since Linux 5.14
@@ -45,7 +46,7 @@ def views_of(entry: MountEntry) -> dict[int, View]:
     found = {entry.mount_id: View(entry.mount_point, entry.root)}
     seen: set[str] = set()
     for pid in _processes():
-        namespace = _readlink(f"/proc/{pid}/ns/mnt")
+        namespace = readlink(f"/proc/{pid}/ns/mnt")
         if namespace is None or namespace in seen:
             continue
         seen.add(namespace)
@@ -67,10 +68,10 @@ def look(device: tuple[int, int], views: dict[int, View]) -> dict[int, Held]:
 
 
 def _uses(proc: str, device: tuple[int, int], views: dict[int, View]) -> Iterator[tuple[int, Held]]:
-    for fd in _listdir(f"{proc}/fd"):
-        text = _readlink(f"{proc}/fd/{fd}")
+    for fd in listdir(f"{proc}/fd"):
+        text = readlink(f"{proc}/fd/{fd}")
         if text is not None and text.startswith("/"):
-            yield from _node(_read(f"{proc}/fdinfo/{fd}"), text, views)
+            yield from _node(read(f"{proc}/fdinfo/{fd}"), text, views)
     for link in ("cwd", "root"):
         yield from _directory(f"{proc}/{link}", views)
     yield from _mapped(proc, device, next(iter(views.values())))
@@ -88,7 +89,7 @@ def _node(info: bytes, text: str, views: dict[int, View], *, is_directory: bool 
 
 def _directory(link: str, views: dict[int, View]) -> Iterator[tuple[int, Held]]:
     """Open the link with O_PATH: a jump that asks no file system."""
-    text = _readlink(link)
+    text = readlink(link)
     if text is None:
         return
     try:
@@ -96,7 +97,7 @@ def _directory(link: str, views: dict[int, View]) -> Iterator[tuple[int, Held]]:
     except OSError:
         return
     try:
-        yield from _node(_read(f"/proc/self/fdinfo/{fd}"), text, views, is_directory=True)
+        yield from _node(read(f"/proc/self/fdinfo/{fd}"), text, views, is_directory=True)
     finally:
         os.close(fd)
 
@@ -104,7 +105,7 @@ def _directory(link: str, views: dict[int, View]) -> Iterator[tuple[int, Held]]:
 def _mapped(proc: str, device: tuple[int, int], view: View) -> Iterator[tuple[int, Held]]:
     """A mapping outlives its descriptor; maps names device and inode."""
     wanted = b" %02x:%02x " % device
-    for line in _read(f"{proc}/maps").splitlines():
+    for line in read(f"{proc}/maps").splitlines():
         if wanted in line:
             fields = line.split(None, 5)
             path, deleted = _named(os.fsdecode(fields[5]), view)
@@ -117,26 +118,4 @@ def _named(text: str, view: View) -> tuple[str, bool]:
 
 def _processes() -> list[str]:
     me = str(os.getpid())
-    return [name for name in _listdir("/proc") if name.isdigit() and name != me]
-
-
-def _listdir(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
-def _readlink(path: str) -> str | None:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None
+    return [name for name in listdir("/proc") if name.isdigit() and name != me]

@@ -5,7 +5,7 @@ What is inside a cache directory is the business of whoever fills it (`docs/cach
 
 from amlmount.cache.assign import assign_caches, needs_cache, prepare_cache, used_roots
 from amlmount.cache.budget import Demand, allot
-from amlmount.cache.disks import Disks, DiskUsage, rough_size
+from amlmount.cache.disks import Disks, DiskUsage
 from amlmount.cache.leftovers import (
     CacheInfo,
     disk_bytes,
@@ -39,7 +39,6 @@ __all__ = [
     "remove_cache",
     "remove_leftovers",
     "remove_session_cache",
-    "rough_size",
     "session_directory",
     "temporary_roots",
     "used_roots",

@@ -51,13 +51,3 @@ class Disks:
         """Say whether it is the disk that the root of the file system is on."""
         root = self.at("/")
         return root is not None and (root.dev_major, root.dev_minor) == (entry.dev_major, entry.dev_minor)
-
-
-def rough_size(size_bytes: int) -> str:
-    """Write a size for people: `0 B`, `10.7 GB`, three digits at most."""
-    size, unit = float(size_bytes), "B"
-    for larger in ("kB", "MB", "GB", "TB", "PB"):
-        if size < 999.5:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.3g} {unit}"

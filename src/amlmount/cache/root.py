@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from amlmount.cache.disks import LOCAL_TYPES, MEMORY_TYPES, Disks, DiskUsage, rough_size
+from amlmount.cache.disks import LOCAL_TYPES, MEMORY_TYPES, Disks, DiskUsage
 from amlmount.cache.places import daemon_directory, make_daemon_directory
 from amlmount.config.locations import Locations
 from amlmount.config.models import CacheConfig
-from amlmount.config.units import Percent
+from amlmount.config.units import Percent, rough_size
 from amlmount.errors import AmlmountError
 from amlmount.mounts import MountEntry
 

@@ -43,7 +43,7 @@ def du(ctx: typer.Context, output: Output = Format.TABLE) -> None:
     if output is not Format.TABLE:
         print_objects(roots, output)
         return
-    from amlmount.cache import rough_size
+    from amlmount.config.units import rough_size
 
     keys = ("used_bytes", "allowed_bytes", "free_bytes")
     rows = [(root["root"], *(rough_size(root[key]) for key in keys)) for root in roots]
@@ -151,7 +151,7 @@ def _wanted(config: "Config", roots: list[str], ctx: typer.Context) -> dict[str,
 
 
 def _row(cache: "CacheInfo") -> tuple[str, ...]:
-    from amlmount.cache import rough_size
+    from amlmount.config.units import rough_size
 
     used = f"{age(max(0.0, time.time() - cache.last_used_s))} ago" if cache.last_used_s else "-"
     return (cache.name, cache.state, rough_size(cache.size_bytes), used, cache.source, cache.path)
@@ -170,7 +170,8 @@ def _remove(
     talk: Console, caches: "list[CacheInfo]", dry_run: bool, output: Format, also: "list[CacheInfo] | None" = None
 ) -> None:
     """Remove caches, or say that they would be; `also` are done already and only told."""
-    from amlmount.cache import remove_cache, rough_size
+    from amlmount.cache import remove_cache
+    from amlmount.config.units import rough_size
     from amlmount.errors import AmlmountError, PartialError
 
     errors: dict[str, Any] = {}

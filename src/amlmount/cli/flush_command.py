@@ -64,9 +64,10 @@ def what_is_left(found: dict[str, Any]) -> str:
 def drain_before_down(client: "DaemonClient", names: list[str] | None, timeout_s: float, talk: Console) -> None:
     """Have mounts that are to go send what they have. Raises BusyError for one that cannot."""
     from amlmount.errors import AmlmountError, BusyError
+    from amlmount.states import SERVING
 
     for status in client.status(names):
-        if status.state not in ("mounted", "degraded") or status.read_only or status.engine != "python":
+        if status.state not in SERVING or status.read_only or status.engine != "python":
             continue
         try:
             found = drain(client, status.name, timeout_s, talk)

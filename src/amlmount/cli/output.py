@@ -121,15 +121,12 @@ def _print_mount_table(console: Console, mounts: "Sequence[MountStatus]", figure
 
 
 def size_text(size_bytes: int | None) -> str:
-    """Write a size for people: `0 B`, `10.7 GB`, three digits at most; `-` if it is not known."""
+    """Write a size for people, `-` if it is not known."""
+    from amlmount.config.units import rough_size
+
     if size_bytes is None:
         return "-"
-    size, unit = float(size_bytes), "B"
-    for larger in ("kB", "MB", "GB", "TB", "PB"):
-        if size < 999.5:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.3g} {unit}"
+    return rough_size(size_bytes)
 
 
 def age(seconds: float) -> str:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from amlmount.client import DaemonClient
     from amlmount.states import MountStatus, Refreshed
 
-UP = ("mounted", "degraded")
 SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 
 
@@ -53,12 +52,14 @@ def refresh(
 
 def _meant(found: "list[MountStatus]", name: str, path: str | None) -> list[tuple[str, str | None]]:
     """Return which mounts are to look again, and at what: of an account each container is a mount."""
+    from amlmount.states import SERVING
+
     whole = next(status for status in found if status.name == name)
     below = None if path is None else _below(path, whole.target, name)
     if len(found) == 1:
         return [(name, below)]
     if below is None:
-        return [(status.name, None) for status in found if status is not whole and status.state in UP]
+        return [(status.name, None) for status in found if status is not whole and status.state in SERVING]
     container, _, rest = below.partition("/")
     return [(f"{name}/{container}", rest or None)]
 

@@ -106,7 +106,7 @@ class _WarmUp:
             yield from (part[index] for index in missing)
 
     def _tell(self, progress: "Progress", skipped: int, took_s: float) -> None:
-        from amlmount.cache import rough_size
+        from amlmount.config.units import rough_size
         from amlmount.errors import PartialError
 
         done = progress.files - len(progress.failed)
@@ -159,7 +159,7 @@ class _Line:
             self._is_open = False
 
     def _text(self, progress: "Progress", files: int, size_bytes: int, took_s: float) -> str:
-        from amlmount.cache import rough_size
+        from amlmount.config.units import rough_size
 
         rate = progress.bytes / took_s if took_s > 0 else 0.0
         left = f", {(size_bytes - progress.bytes) / rate:.0f} s left" if rate and progress.bytes < size_bytes else ""
@@ -174,6 +174,7 @@ def _batched(found: "list[FoundFile]") -> "Iterator[tuple[FoundFile, ...]]":
 
 def _check_mounted(name: str, state: str) -> None:
     from amlmount.errors import AmlmountError
+    from amlmount.states import SERVING
 
-    if state not in ("mounted", "degraded"):
+    if state not in SERVING:
         raise AmlmountError(f"cannot warm '{name}': it is {state}", hint=f"run: amlmount up {name}")

@@ -118,3 +118,13 @@ def _written(value: object) -> str:
 
 def _bare(written: str, unit: str) -> str:
     return f"a number needs its unit, as in {written}{unit}" if re.fullmatch(NUMBER, written) else ""
+
+
+def rough_size(size_bytes: int) -> str:
+    """Write a size for people: `0 B`, `10.7 GB`, three digits at most."""
+    size, unit = float(size_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.3g} {unit}"

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from amlmount.cache.disks import rough_size
 from amlmount.config.models import HealthConfig
+from amlmount.config.units import rough_size
 from amlmount.errors import AccessDeniedError, NotFoundError
 from amlmount.health.prober import Answer
 from amlmount.mounts import MountEntry

@@ -28,11 +28,6 @@ class StoreKey:
     definition: str
     path: str
 
-    @property
-    def is_local(self) -> bool:
-        """Say whether it is a folder of this machine."""
-        return bool(json.loads(self.definition)["type"] == "local")
-
 
 def keys_of(spec: MountSpec) -> Sequence[StoreKey]:
     """Return the stores of a mount."""
@@ -43,10 +38,12 @@ def keys_of(spec: MountSpec) -> Sequence[StoreKey]:
 
 
 class StoreWatch:
-    """Looks at one store. Belongs to an event loop."""
+    """Looks at one store; `is_local`: it is a folder of this machine. Belongs to an event loop."""
 
     def __init__(self, key: StoreKey, prober: Prober) -> None:
         self.key = key
+        self._definition = json.loads(key.definition)
+        self.is_local = self._definition["type"] == "local"
         self.found: Checkup | None = None
         self._prober = prober
         self._examiner: Examiner | None = None
@@ -54,7 +51,7 @@ class StoreWatch:
 
     async def look(self, timeout_s: float) -> Checkup:
         """Look once, and wait for `timeout_s` seconds at most. Never raises for what is found."""
-        if self.key.is_local:
+        if self.is_local:
             self.found = await self._look_locally(timeout_s)
             return self.found
         if self._look is None or self._look.done():
@@ -66,13 +63,13 @@ class StoreWatch:
     def _examine(self, timeout_s: float) -> Checkup:
         try:
             if self._examiner is None:
-                self._examiner = Examiner(json.loads(self.key.definition), self.key.path and f"{self.key.path}/")
+                self._examiner = Examiner(self._definition, self.key.path and f"{self.key.path}/")
             return self._examiner.look(timeout_s)
         except AmlmountError as error:
             return Checkup(error, None)
 
     async def _look_locally(self, timeout_s: float) -> Checkup:
-        path = os.path.join(str(json.loads(self.key.definition)["path"]), self.key.path)
+        path = os.path.join(str(self._definition["path"]), self.key.path)
         answer = await self._prober.ask("list", path, timeout_s)
         return self._silent(timeout_s) if answer.error is None else Checkup(_local_error(path, answer), True)
 

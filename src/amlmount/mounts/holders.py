@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from amlmount.mounts.mountinfo import MountEntry
+from amlmount.mounts.procfs import listdir, read, readlink
 
 MAX_PER_PROCESS = 3
 _MNT_ID = re.compile(rb"^mnt_id:\s*(\d+)$", re.MULTILINE)
@@ -45,16 +46,16 @@ def _uses(proc: str, mount: MountEntry) -> Iterator[str]:
     yield from _open_files(proc, mount)
     for link, what in (("cwd", "working directory"), ("root", "root directory")):
         if _directory_is_on(proc, link, mount):
-            yield f"{what} {_readlink(f'{proc}/{link}')}"
+            yield f"{what} {readlink(f'{proc}/{link}') or '?'}"
     yield from _mapped_files(proc, mount)
 
 
 def _open_files(proc: str, mount: MountEntry) -> Iterator[str]:
     wanted = str(mount.mount_id).encode()
-    for fd in _listdir(f"{proc}/fdinfo"):
-        match = _MNT_ID.search(_read(f"{proc}/fdinfo/{fd}"))
+    for fd in listdir(f"{proc}/fdinfo"):
+        match = _MNT_ID.search(read(f"{proc}/fdinfo/{fd}"))
         if match and match[1] == wanted:
-            yield f"open file {_readlink(f'{proc}/fd/{fd}')}"
+            yield f"open file {readlink(f'{proc}/fd/{fd}') or '?'}"
 
 
 def _directory_is_on(proc: str, link: str, mount: MountEntry) -> bool:
@@ -64,7 +65,7 @@ def _directory_is_on(proc: str, link: str, mount: MountEntry) -> bool:
     except OSError:
         return False
     try:
-        match = _MNT_ID.search(_read(f"/proc/self/fdinfo/{fd}"))
+        match = _MNT_ID.search(read(f"/proc/self/fdinfo/{fd}"))
     finally:
         os.close(fd)
     return bool(match) and int(match[1]) == mount.mount_id  # type: ignore[index]
@@ -73,33 +74,11 @@ def _directory_is_on(proc: str, link: str, mount: MountEntry) -> bool:
 def _mapped_files(proc: str, mount: MountEntry) -> Iterator[str]:
     """A mapping outlives its descriptor; maps names the device, which for FUSE belongs to one superblock."""
     wanted = b"%02x:%02x" % (mount.dev_major, mount.dev_minor)
-    for line in _read(f"{proc}/maps").splitlines():
+    for line in read(f"{proc}/maps").splitlines():
         fields = line.split(None, 5)
         if len(fields) == 6 and fields[3] == wanted:
             yield f"mapped file {os.fsdecode(fields[5])}"
 
 
 def _command(pid: str) -> str:
-    return _read(f"/proc/{pid}/comm").decode(errors="replace").strip() or "?"
-
-
-def _listdir(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
-def _readlink(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return "?"
+    return read(f"/proc/{pid}/comm").decode(errors="replace").strip() or "?"

@@ -6,6 +6,7 @@
 import os
 
 from amlmount.mounts.mountinfo import MountEntry, read_mounts, topmost
+from amlmount.mounts.procfs import readlink
 
 MAX_SYMLINKS = 40  # as the kernel's MAXSYMLINKS
 
@@ -21,7 +22,7 @@ def canonical(path: str, mounts: list[MountEntry] | None = None) -> str:
     while todo and done not in fuse_points:
         name = todo.pop(0)
         step = os.path.dirname(done) if name == ".." else os.path.join(done, name)
-        link = _readlink(step) if step not in fuse_points and followed < MAX_SYMLINKS else None
+        link = readlink(step) if step not in fuse_points and followed < MAX_SYMLINKS else None
         if link is None:
             done = step
             continue
@@ -48,10 +49,3 @@ def mount_containing(path: str, mounts: list[MountEntry] | None = None) -> Mount
 
 def _steps(path: str) -> list[str]:
     return [name for name in path.split("/") if name not in ("", ".")]
-
-
-def _readlink(path: str) -> str | None:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None

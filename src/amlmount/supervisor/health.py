@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from amlmount import mounts
 from amlmount.config.models import HealthConfig
+from amlmount.config.spec import MountSpec
 from amlmount.engines.base import Running
 from amlmount.errors import AmlmountError
 from amlmount.health import (
@@ -48,6 +49,8 @@ class _Known:
 
     pid: int | None = None
     tally: EngineTally | None = None
+    spec: MountSpec | None = None
+    stores: Sequence[StoreKey] = ()
 
 
 class HealthKeeper:
@@ -94,7 +97,7 @@ class HealthKeeper:
         """
         meant = [status.name for status in self._supervisor.status(names) if status.wanted or names]
         running = [one for one in self._supervisor.running() if one.spec.name in meant]
-        stores = {key for one in running for key in keys_of(one.spec)}
+        stores = {key for one in running for key in self._keys_of(one)}
         limit_s = min(timeout_s, self._config().store_timeout)
         await asyncio.gather(*(self._watch(key).look(limit_s) for key in stores))
         self._tell_of_stores(running)
@@ -169,8 +172,15 @@ class HealthKeeper:
         if new:
             self._begin("new stores", asyncio.create_task(self._store_round(new), name="look at new stores"))
 
+    def _keys_of(self, running: Running) -> Sequence[StoreKey]:
+        """Return the stores of a mount; with many mounts that is asked for much more often than it changes."""
+        known = self._known.setdefault(running.spec.name, _Known())
+        if known.spec is not running.spec:
+            known.spec, known.stores = running.spec, keys_of(running.spec)
+        return known.stores
+
     def _wanted_stores(self) -> set[StoreKey]:
-        return {key for one in self._supervisor.running() for key in keys_of(one.spec)}
+        return {key for one in self._supervisor.running() for key in self._keys_of(one)}
 
     def _arm_stores(self) -> None:
         interval_s = self._config().store_interval
@@ -275,11 +285,11 @@ class HealthKeeper:
         if found.is_reached is False:
             await asyncio.sleep(min(SECOND_LOOK_S, timeout_s))
             await watch.look(timeout_s)
-        self._tell_of_stores(one for one in self._supervisor.running() if watch.key in keys_of(one.spec))
+        self._tell_of_stores(one for one in self._supervisor.running() if watch.key in self._keys_of(one))
 
     def _tell_of_stores(self, running: Iterable[Running]) -> None:
         for one in running:
-            watches = [self._stores[key] for key in keys_of(one.spec) if key in self._stores]
+            watches = [self._stores[key] for key in self._keys_of(one) if key in self._stores]
             found = [condition for watch in watches for condition in self._judge(watch)]
             # Of several stores the one that is worse off speaks for the mount.
             found.sort(key=lambda condition: condition.status == "False")
@@ -290,9 +300,9 @@ class HealthKeeper:
         if found is None:
             return []
         conditions = judge_store(found, name, config.store_timeout)
-        if not watch.key.is_local and found.credential:
+        if not watch.is_local and found.credential:
             conditions.append(judge_credential(found, name, config, time.time()))
-        if found.clock_error_s is not None and not watch.key.is_local:
+        if found.clock_error_s is not None and not watch.is_local:
             conditions.append(judge_clock(found.clock_error_s, config))
         return conditions
 

@@ -78,10 +78,16 @@ class Measurer:
 
     def _figures(self, running: Running, begun: float) -> MountStats:
         known, name = self._known[running.spec.name], running.spec.name
-        stats = MountStats(name, running.engine, running.pid, is_stale=known.at < begun)
-        stats = replace(stats, cache_bytes=self._cache_bytes(name))
         cpu_s, memory_bytes = process_use(running.pid)
-        stats = replace(stats, cpu_s=cpu_s, memory_bytes=memory_bytes)
+        stats = MountStats(
+            name,
+            running.engine,
+            running.pid,
+            is_stale=known.at < begun,
+            cpu_s=cpu_s,
+            memory_bytes=memory_bytes,
+            cache_bytes=self._cache_bytes(name),
+        )
         if known.raw is None:
             return stats
         cache = known.raw.get("cache")
