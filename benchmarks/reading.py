@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import criteria, plan, record, report, workload
-from benchmarks.machine import disk_of, enter_own_namespace, heading
+from benchmarks import command, criteria, plan, report, workload
+from benchmarks.machine import disk_of, heading
 from benchmarks.peers import Peer, Place, find_peers, versions
 from benchmarks.plan import Group, Sizes
 from benchmarks.record import Record
 from benchmarks.sampling import DISK, OURS, Sample, client_argv, run_report, sample_client, sample_mount
-from benchmarks.stub import WORK, CannotMeasure, Stub, build_stub, running_stub
+from benchmarks.stub import CannotMeasure, Stub, build_stub, running_stub
 
 OURS_AND_DISK = (OURS, DISK)
 
@@ -67,36 +67,22 @@ class Run:
 
 def arguments(words: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks reading", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--trials", type=int, default=5)
+    parser = command.parser_for("reading", __doc__, [group.name for group in plan.GROUPS], trials=5)
     parser.add_argument("--peer-trials", type=int, default=1, help="for epochs of others, which take minutes each")
-    parser.add_argument("--only", action="append", metavar="GROUP", choices=[group.name for group in plan.GROUPS])
-    parser.add_argument("--peer", action="append", metavar="NAME", help="only peers with this in their names")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--docs", type=Path, metavar="FILE", help="put the tables between the marks of this document")
-    parser.add_argument("--report", action="store_true", help="measure nothing; needs --json")
-    parser.add_argument("--tiny", action="store_true", help="little data, to see that everything runs")
     parser.add_argument("--placement", choices=sorted(PLACEMENTS), default="free")
-    parser.add_argument("--folder", type=Path, default=WORK / "reading", help="on the disk that is to be measured")
     return parser.parse_args(words)
 
 
 def main(words: Sequence[str]) -> int:
     """Measure, print, write; 1 if a target is missed or something is not there."""
-    asked = arguments(words)
-    kept = record.load(asked.json) if asked.json else Record("", (), [])
-    try:
-        if not asked.report:
-            enter_own_namespace(["reading", *words])
-            measure(asked, kept)
-    except CannotMeasure as error:
-        print(error, file=sys.stderr)
-        return 1
-    text = report.markdown(kept.where, kept.samples, kept.missing)
-    print(text)
-    if asked.docs:
-        report.put_between_marks(asked.docs, text)
-    return 0 if all(line.holds for line in criteria.lines(kept.samples)) else 1
+    return command.run(
+        "reading",
+        words,
+        arguments(words),
+        measure,
+        lambda kept: report.markdown(kept.where, kept.samples, kept.missing),
+        lambda kept: criteria.lines(kept.samples),
+    )
 
 
 def measure(asked: argparse.Namespace, kept: Record) -> None:

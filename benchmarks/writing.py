@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import record, report
+from benchmarks import command, report
 from benchmarks.criteria import Criterion, judge
-from benchmarks.machine import disk_of, drop_caches, enter_own_namespace, heading
+from benchmarks.machine import disk_of, drop_caches, heading
 from benchmarks.pairs import Line
 from benchmarks.peers import Amlmount, Disk, Mounted, Peer, PeerFailed, Place, find_peers, versions
 from benchmarks.reading import own_folder, shown
@@ -30,7 +30,7 @@ from benchmarks.sampling import (
     remove_place,
     run_report,
 )
-from benchmarks.stub import WORK, CannotMeasure, Stub, build_stub, running_stub
+from benchmarks.stub import Stub, build_stub, running_stub
 
 MIB = 1 << 20
 WRITER = Path(__file__).with_name("writer.py")
@@ -119,35 +119,14 @@ class Run:
 
 def arguments(words: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks writing", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--trials", type=int, default=3)
-    parser.add_argument("--only", action="append", metavar="GROUP", choices=[group.name for group in GROUPS])
-    parser.add_argument("--peer", action="append", metavar="NAME", help="only peers with this in their names")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--docs", type=Path, metavar="FILE", help="put the tables between the marks of this document")
-    parser.add_argument("--report", action="store_true", help="measure nothing; needs --json")
-    parser.add_argument("--tiny", action="store_true", help="little data, to see that everything runs")
+    parser = command.parser_for("writing", __doc__, [group.name for group in GROUPS], trials=3)
     parser.add_argument("--large", type=int, metavar="MIB", help="size of the large file, instead of 1 GiB")
-    parser.add_argument("--folder", type=Path, default=WORK / "writing", help="on the disk that is to be measured")
     return parser.parse_args(words)
 
 
 def main(words: Sequence[str]) -> int:
     """Measure, print, write; 1 if a target is missed or something is not there."""
-    asked = arguments(words)
-    kept = record.load(asked.json) if asked.json else Record("", (), [])
-    try:
-        if not asked.report:
-            enter_own_namespace(["writing", *words])
-            measure(asked, kept)
-    except CannotMeasure as error:
-        print(error, file=sys.stderr)
-        return 1
-    text = markdown(kept)
-    print(text)
-    if asked.docs:
-        report.put_between_marks(asked.docs, text, "writing")
-    return 0 if all(line.holds for line in lines(kept.samples)) else 1
+    return command.run("writing", words, arguments(words), measure, markdown, lambda kept: lines(kept.samples))
 
 
 def measure(asked: argparse.Namespace, kept: Record) -> None:
