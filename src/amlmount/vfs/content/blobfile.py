@@ -1,7 +1,7 @@
 """One version of one large blob on disk: a sparse file of its size, and a map with the sum of every block in it.
 
 See docs/cache.md for the format. A block counts as there only if the map has its sum; bytes are written first. What
-an earlier process wrote is believed only once its sum was checked, so a crash of the machine needs no fsync.
+an earlier process wrote, or a stranger may have changed, is believed only once its sum was checked.
 """
 
 import logging
@@ -13,10 +13,12 @@ from array import array
 from amlmount.vfs.content.checksum import Buffer, block_sum, block_sums
 from amlmount.vfs.content.diskfile import DiskFile, read_all, remove
 from amlmount.vfs.content.grid import Grid
+from amlmount.vfs.content.witness import CutError, Witness
 
 MAGIC = b"AMLMAP1\n"
 HEAD = struct.Struct("<8sIIQ16sI")  # magic, offset of the sums, block bytes, blob bytes, key, bytes of its name
 _MAX_MAP_BYTES = 1 << 20
+_END_BYTES = 4096
 log = logging.getLogger(__name__)
 
 
@@ -34,10 +36,8 @@ class BlobFile:
         self._unchecked: set[int] = set()
         self._level = logging.WARNING
         if not self._load():
-            os.ftruncate(self._data.fd, 0)
-            os.ftruncate(self._map.fd, 0)
-            self._map.write(0, self._head)
-            os.ftruncate(self._data.fd, grid.size_bytes)
+            self._begin_anew()
+        self._witness = Witness(self._data.fd, self._data.path, grid.size_bytes, self._length_of(0, grid.count))
 
     @property
     def fd(self) -> int:
@@ -63,24 +63,46 @@ class BlobFile:
         return True
 
     def read(self, offset: int, size_bytes: int) -> bytes:
-        """Return bytes of blocks that are there. Raises OSError, and EOFError if the file was cut."""
+        """Return bytes of blocks that are there. Raises OSError, and ChangedError if they may be others by now."""
         data = self._data.read(offset, size_bytes)
         while len(data) < size_bytes:
             more = self._data.read(offset + len(data), size_bytes - len(data))
             if not more:
-                raise EOFError(f"{self._data.path} was cut short")
+                raise CutError(f"{self._data.path} is not as long as it was")
             data += more
+        self._witness.look()  # after the bytes were read: what was cut before that is seen for ever
         return data
 
+    def look(self) -> None:
+        """Raise ChangedError or CutError if somebody else changed the file, OSError if it cannot be seen."""
+        self._witness.look()
+
     def write(self, first: int, data: Buffer) -> None:
-        """Keep the bytes of blocks from `first` on, then their sums. Raises OSError; nothing is claimed then."""
-        self._data.write_long(self.grid.start(first), data)
-        sums = block_sums(data, self.grid.block_bytes)
-        self.sums[first : first + len(sums)] = sums
-        self._map.write(len(self._head) + 4 * first, memoryview(sums).cast("B"))
+        """Keep the bytes of blocks from `first` on, then their sums.
+
+        Raises OSError, and ChangedError if somebody else changed the file; nothing is claimed then.
+        """
+        self._witness.begin()
+        kept_bytes = 0
+        try:
+            self._write_bytes(self.grid.start(first), memoryview(data))
+            sums = block_sums(data, self.grid.block_bytes)
+            kept_bytes = len(data) - self._length_of(first, first + len(sums))
+            self.sums[first : first + len(sums)] = sums
+            self._map.write(len(self._head) + 4 * first, memoryview(sums).cast("B"))
+        finally:
+            self._witness.end(kept_bytes)
+
+    def distrust(self) -> None:
+        """Believe no block until its sum was checked again. Raises OSError."""
+        log.log(self._level, "%s was changed by somebody else, its blocks are checked again", self._data.path)
+        self._level = logging.DEBUG
+        self._witness.accept()
+        self._unchecked = {block for block, total in enumerate(self.sums) if total}
 
     def forget(self, first: int, end: int) -> None:
         """Claim no longer that blocks are there. Raises OSError."""
+        self._witness.count(-self._length_of(first, end))
         self.sums[first:end] = array("I", bytes(4 * (end - first)))
         self._unchecked.difference_update(range(first, end))
         self._map.write(len(self._head) + 4 * first, bytes(4 * (end - first)))
@@ -107,6 +129,29 @@ class BlobFile:
             self.forget(block, block + 1)
             is_good = False
         return is_good
+
+    def _write_bytes(self, offset: int, data: memoryview) -> None:
+        """Write; what reaches the end of the file only when it is as long as it must be, so that none is lengthened."""
+        if offset + len(data) == self.grid.size_bytes:
+            self._data.write_long(offset, data[:-_END_BYTES])
+            self._witness.look()
+            offset, data = offset + len(data[:-_END_BYTES]), data[-_END_BYTES:]
+        self._data.write_long(offset, data)
+
+    def _length_of(self, first: int, end: int) -> int:
+        """Return how many bytes those of the blocks have that are there."""
+        there = self.sums[first:end]
+        if not there:
+            return 0
+        short_bytes = end * self.grid.block_bytes - self.grid.size_bytes if there[-1] else 0
+        return (len(there) - there.count(0)) * self.grid.block_bytes - max(0, short_bytes)
+
+    def _begin_anew(self) -> None:
+        """Make new files: what else has the old ones open, the kernel too, goes on to read what is in them."""
+        remove_blob(self.base)
+        self._data, self._map = DiskFile(self._data.path), DiskFile(self._map.path)
+        self._map.write(0, self._head)
+        os.ftruncate(self._data.fd, self.grid.size_bytes)
 
     def _load(self) -> bool:
         found = read_all(self._map.path, _MAX_MAP_BYTES)

@@ -124,6 +124,16 @@ class CacheDirectory:
             known.last_used_s = time.time()
         return BlobFile(base, key, name, Grid.of(size_bytes))
 
+    def replace_blob(self, key: bytes, name: str, size_bytes: int) -> BlobFile:
+        """Throw away the file of a large blob, which somebody spoilt, and begin another. Raises OSError."""
+        entry_id = blob_id(key)
+        remove_blob(os.path.join(self.path, entry_id))
+        with self._lock:
+            known = self._blobs.setdefault(entry_id, _Known(0, 0.0))
+            self._blob_bytes -= known.size_bytes
+            known.size_bytes = 0
+        return self.open_blob(key, name, size_bytes)
+
     def hold(self, key: bytes) -> None:
         """Say that somebody has a large blob open: it is not dropped until as many `release`s."""
         with self._lock:
@@ -138,7 +148,10 @@ class CacheDirectory:
                 self._open[entry_id] = left
 
     def write_blob(self, key: bytes, file: BlobFile, first: int, data: bytes | memoryview) -> None:
-        """Write blocks into a file from `open_blob` and count them. Raises OSError when there is no room."""
+        """Write blocks into a file from `open_blob` and count them.
+
+        Raises OSError when there is no room, ChangedError if somebody else changed the file.
+        """
         self._grow(len(data))
         file.write(first, data)
         with self._lock:

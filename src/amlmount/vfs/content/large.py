@@ -4,6 +4,7 @@ Locks: `_lock` guards the table of open blobs, a blob's own lock its blocks and 
 request to the store, and `_lock` is never taken with a blob's.
 """
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from amlmount.vfs.content.keys import Keys
 from amlmount.vfs.content.memory import RecentPieces
 from amlmount.vfs.content.readahead import Streams
 from amlmount.vfs.content.small import Download
+from amlmount.vfs.content.witness import ChangedError, CutError
 from amlmount.vfs.content.workers import Workers
 from amlmount.vfs.nodes import FileNode
 
@@ -27,6 +29,7 @@ RANGE_BYTES = 2 << 20  # of one request ahead of a reader
 MAX_OPEN_BLOBS = 256
 _CHECKED_AT_ONCE = 16
 _ATTEMPTS = 3
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -96,6 +99,7 @@ class LargeBlobs:
         if self._directory is None:
             return None
         blob = self._open(node)
+        self._look(blob)
         with blob.lock:
             if blob.file is None or blob.file.is_whole:
                 return blob.file
@@ -146,18 +150,25 @@ class LargeBlobs:
 
     def _held(self, blob: _Blob, offset: int, size_bytes: int, first: int, end: int) -> Buffer | None:
         """Return bytes that need no request."""
+        data = self._on_disk(blob, offset, size_bytes, first, end)
+        return data if data is not None else self._remembered(blob, offset, size_bytes)
+
+    def _on_disk(self, blob: _Blob, offset: int, size_bytes: int, first: int, end: int) -> Buffer | None:
+        """Return bytes of blocks `[first, end)` if the file has all of them, as they were written."""
         file = blob.file
-        if file is not None:
-            try:
-                with blob.lock:
-                    is_there = file.has(first, end)
-                if is_there:
-                    data = file.read(offset, size_bytes)
-                    self._used(blob, file)
-                    return data
-            except (OSError, EOFError) as error:
-                self._lost(blob, file, first, end, error)
-        return self._remembered(blob, offset, size_bytes)
+        if file is None:
+            return None
+        try:
+            with blob.lock:
+                is_there = file.has(first, end)
+            if not is_there:
+                return None
+            data = file.read(offset, size_bytes)
+            self._used(blob, file)
+        except (OSError, ChangedError) as error:
+            self._lost(blob, file, first, end, error)
+            return None
+        return data
 
     def _remembered(self, blob: _Blob, offset: int, size_bytes: int) -> Buffer | None:
         """Put bytes together from memory, and from disk where they are not in memory."""
@@ -179,19 +190,7 @@ class LargeBlobs:
         if piece is not None:
             start = blob.grid.start(piece[0])
             return memoryview(piece[1])[at - start : stop - start]
-        return self._block_on_disk(blob, block, at, min(blob.grid.start(block + 1), stop))
-
-    def _block_on_disk(self, blob: _Blob, block: int, at: int, stop: int) -> Buffer | None:
-        file = blob.file
-        if file is None:
-            return None
-        try:
-            with blob.lock:
-                is_there = file.has(block, block + 1)
-            return file.read(at, stop - at) if is_there else None
-        except (OSError, EOFError) as error:
-            self._lost(blob, file, block, block + 1, error)
-            return None
+        return self._on_disk(blob, at, min(blob.grid.start(block + 1), stop) - at, block, block + 1)
 
     def _arrived(self, blob: _Blob, block: int) -> tuple[int, Buffer] | None:
         """Return (first block, bytes) of a range that came and is not kept yet."""
@@ -203,13 +202,38 @@ class LargeBlobs:
         if self._directory is not None:
             self._directory.used(blob.key, file)
 
+    def _look(self, blob: _Blob) -> None:
+        """Find out whether somebody spoilt the file, before the kernel gets it."""
+        file = blob.file
+        if file is None:
+            return
+        try:
+            file.look()
+        except (OSError, ChangedError) as error:
+            self._lost(blob, file, 0, 0, error)
+
     def _lost(self, blob: _Blob, file: BlobFile, first: int, end: int, error: Exception) -> None:
-        self._on_disk_trouble(error if isinstance(error, OSError) else OSError(*error.args))
+        """Believe no longer what a disk or a stranger spoilt: these blocks, any before it is checked, or the file."""
+        if isinstance(error, OSError):
+            self._on_disk_trouble(error)
         with blob.lock:
+            if blob.file is not file:
+                return
             try:
-                file.forget(first, end)
+                if isinstance(error, CutError):
+                    log.warning("%s; what it held is fetched again", error)
+                    blob.file = self._replaced(blob)
+                elif isinstance(error, ChangedError):
+                    file.distrust()
+                else:
+                    file.forget(first, end)
             except OSError:
                 blob.file = None
+
+    def _replaced(self, blob: _Blob) -> BlobFile | None:
+        if self._directory is None:
+            return None
+        return self._directory.replace_blob(blob.key, blob.node.blob_name, blob.grid.size_bytes)
 
     def _check(self, blob: _Blob) -> None:
         """Check in the background what an earlier process wrote, so that the kernel can have it."""
@@ -287,13 +311,16 @@ class LargeBlobs:
                 blob.flights.pop(block, None)
 
     def _keep(self, blob: _Blob, one: _Range, data: Buffer) -> None:
-        if self._directory is not None and blob.file is not None:
+        file = blob.file
+        if self._directory is not None and file is not None:
             try:
-                self._directory.write_blob(blob.key, blob.file, one.first, data)
+                self._directory.write_blob(blob.key, file, one.first, data)
                 self._on_disk_trouble(None)
                 return
             except OSError as error:
                 self._on_disk_trouble(error)
+            except ChangedError as error:
+                self._lost(blob, file, one.first, one.end, error)
         self._recent.put(blob.key, one.first, data, one.end - one.first)
 
     def _fetch_ahead(self, blob: _Blob, start: int, stop: int, needed_end: int) -> None:
