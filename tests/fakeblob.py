@@ -22,6 +22,7 @@ from xml.sax.saxutils import escape
 
 ACCOUNT = "fakeaccount"
 VERSION = "2023-11-03"
+PIECE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,24 @@ class Fault:
 
 
 class FakeBlobService:
-    """The service. `fail` tells it to misbehave, `asked` is what it was asked, `clock_offset_s` sets its clock."""
+    """The service. `fail` tells it to misbehave, `asked` is what it was asked, `clock_offset_s` sets its clock.
 
-    def __init__(self, certificate: tuple[str, str] | None = None) -> None:
+    `bytes_per_s` is how fast it takes in what is sent, from all senders together.
+    """
+
+    def __init__(self, certificate: tuple[str, str] | None = None, port: int = 0) -> None:
         self.containers: dict[str, dict[str, Blob]] = {"data": {}}
         self.blocks: dict[tuple[str, str], dict[str, bytes]] = {}
         self.asked: list[Asked] = []
         self.clock_offset_s = 0.0
+        self.bytes_per_s: float | None = None
+        self.link = threading.Lock()
         self.lock = threading.Lock()
         self.ended = threading.Event()
         self._faults: list[Fault] = []
         self._versions = 0
         self._scheme = "https" if certificate else "http"
-        self._server = _Server(self, certificate)
+        self._server = _Server(self, certificate, port)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
@@ -106,6 +112,10 @@ class FakeBlobService:
         `done_reset` carries the request out and then breaks the connection.
         """
         self._faults.append(Fault(kind, times, when, **more))
+
+    def take_in_little(self) -> None:
+        """Have new connections feel at once how fast we read, without megabytes in the kernel's buffers."""
+        self._server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE_BYTES)
 
     def heal(self) -> None:
         """Behave from now on."""
@@ -150,8 +160,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, fake: FakeBlobService, certificate: tuple[str, str] | None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, fake: FakeBlobService, certificate: tuple[str, str] | None, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.fake = fake
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if certificate else None
         if self.context and certificate:
@@ -186,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(parts.query, keep_blank_values=True).items()}
         headers = {key.lower(): value for key, value in self.headers.items()}
-        self.body = self.rfile.read(int(headers.get("content-length", 0)))
+        self.body = self._read_body(int(headers.get("content-length", 0)))
         asked = Asked(time.monotonic(), self.command, unquote(parts.path), query, headers)
         self.fault = self.fake.next_fault(asked)
         if self.fault and self._broken_before(self.fault):
@@ -196,6 +206,16 @@ class _Handler(BaseHTTPRequestHandler):
         with self.fake.lock:
             answer = self._answer(asked, container, name)
         self._send(*answer)
+
+    def _read_body(self, length: int) -> bytes:
+        pieces: list[bytes] = []
+        while length > 0 and (piece := self.rfile.read(min(length, PIECE_BYTES))):
+            length -= len(piece)
+            pieces.append(piece)
+            if self.fake.bytes_per_s is not None:
+                with self.fake.link:
+                    time.sleep(len(piece) / self.fake.bytes_per_s)
+        return b"".join(pieces)
 
     do_GET = do_PUT = do_HEAD = do_DELETE = _serve
 

@@ -17,6 +17,7 @@ from amlmount.errors import (
     PreconditionFailedError,
     ThrottledError,
 )
+from amlmount.metrics import UPLOADS
 from amlmount.stores.azure import open_azure, upload
 from amlmount.stores.azure.store import AzureStore
 from amlmount.stores.azure.timing import Timing
@@ -267,3 +268,20 @@ def test_something_that_is_no_blob_service(fake: FakeBlobService, store: AzureSt
     fake.fail("status", 10, status=200, code="x")
     with pytest.raises(NetworkError, match="no listing"):
         list(store.list())
+
+
+def test_what_is_sent_counts_as_far_as_it_gets(fake: FakeBlobService, store: AzureStore) -> None:
+    """Whoever waits for uploads sees in it whether one goes on: refused and broken attempts add nothing for good."""
+    before = UPLOADS.sent_bytes
+    store.put("x", DATA)
+    assert UPLOADS.sent_bytes - before == len(DATA)
+    for kind in ("status", "reset", "silence"):
+        fake.fail(kind, 1000, status=403, code="AuthorizationFailure")
+        with pytest.raises(AmlmountError):
+            store.put("x", DATA)
+        fake.heal()
+        assert UPLOADS.sent_bytes - before == len(DATA), kind
+    fake.fail("reset", 1)
+    store.put("x", DATA)
+    store.get("x")
+    assert UPLOADS.sent_bytes - before == 2 * len(DATA)

@@ -412,3 +412,19 @@ def test_a_sas_survives_however_it_was_pasted() -> None:
     with pytest.raises(ConfigError, match="no signature"):
         Sas("sv=1&se=2")
     assert KEY not in repr(SharedKey("a", KEY)) and "sig" not in repr(Sas("sig=1"))
+
+
+def test_a_body_that_leaves_slowly_is_not_silence(
+    tls_fake: FakeBlobService, certificates: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS writes all it is given at once: a limit for silence would be one for a whole block on a slow link."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates[0]))
+    store = open_azure(tls_fake.definition(), timing=Timing(silence_s=1.5, request_s=30, call_s=30, attempts=1))
+    data = bytes(8_000_000)
+    tls_fake.take_in_little()
+    tls_fake.bytes_per_s = 2.5e6
+    begun = time.monotonic()
+    store.put("slow", data)
+    assert time.monotonic() - begun > 2 and tls_fake.containers["data"]["slow"].data == data
+    assert sum(asked.method == "PUT" for asked in tls_fake.asked) == 1
+    store.close()

@@ -3,6 +3,7 @@
 Nothing here knows what is counted.
 """
 
+from amlmount.metrics.flow import UPLOADS, Flow
 from amlmount.metrics.timings import Timings
 
-__all__ = ["Timings"]
+__all__ = ["UPLOADS", "Flow", "Timings"]

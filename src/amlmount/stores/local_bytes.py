@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 
+from amlmount.metrics import UPLOADS
 from amlmount.stores.base import Content, ObjectInfo, ObjectStore
 from amlmount.stores.local_names import TEMP_PREFIX
 from amlmount.stores.metadata import MTIME, parse_mtime
@@ -52,9 +53,15 @@ def fill(fd: int, data: bytes, metadata: Mapping[str, str] | None) -> None:
 
 def fill_with(fd: int, content: Content, metadata: Mapping[str, str] | None, mtime_ns: int | None = None) -> None:
     """Do the same with content read in pieces; one that is empty still has to be the version it says it is."""
-    size = content.size_bytes
-    for start in range(0, size, PIECE_BYTES) if size else ():
-        _write_all(fd, content.read(start, min(PIECE_BYTES, size - start)))
+    size, sent_bytes = content.size_bytes, 0
+    try:
+        for start in range(0, size, PIECE_BYTES) if size else ():
+            _write_all(fd, piece := content.read(start, min(PIECE_BYTES, size - start)))
+            sent_bytes += len(piece)
+            UPLOADS.add(len(piece))
+    except BaseException:
+        UPLOADS.add(-sent_bytes)
+        raise
     if not size:
         content.read(0, 0)
     set_time(fd, metadata, mtime_ns)

@@ -21,6 +21,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 from amlmount.errors import ConfigError
+from amlmount.metrics import UPLOADS
 from amlmount.stores.azure.timing import Deadline, Timing
 
 Body = bytes | memoryview
@@ -72,6 +73,7 @@ class _TimedSocket:
     def __init__(self, sock: socket.socket, silence_s: float) -> None:
         self._sock, self._silence_s = sock, silence_s
         self.deadline = Deadline(silence_s)
+        self.body_bytes = 0  # of the present request, as far as it has left
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(_TimedReader(self._sock, self.deadline, self._silence_s), CHUNK_BYTES)
@@ -80,7 +82,23 @@ class _TimedSocket:
         view = memoryview(data)
         while view:
             self._sock.settimeout(self.deadline.bound(self._silence_s))
-            view = view[self._sock.send(view) :]
+            # In pieces: TLS takes all it is given at once, and its time limit would be for the whole body.
+            view = view[self._sock.send(view[:CHUNK_BYTES]) :]
+
+    def send_body(self, body: Body) -> None:
+        """Send the body of a request and count it as it leaves."""
+        view = memoryview(body)
+        for start in range(0, len(view), CHUNK_BYTES):
+            piece = view[start : start + CHUNK_BYTES]
+            self.sendall(piece)
+            self.body_bytes += len(piece)
+            UPLOADS.add(len(piece))
+
+    def settle(self, *, is_accepted: bool) -> None:
+        """The request is over; a body that was not accepted has to be sent again, so it has not got anywhere."""
+        if not is_accepted:
+            UPLOADS.add(-self.body_bytes)
+        self.body_bytes = 0
 
     def close(self) -> None:
         self._sock.close()
@@ -132,8 +150,11 @@ class Exchange:
 
     def response(self) -> Response:
         """Wait for status and headers. Raises OSError or HTTPException; the connection is gone then."""
+        sock: Any = self._connection.sock
         with _closed_on_error(self._connection, self._is_reused):
-            return Response(self._pool, self._connection, self._connection.getresponse())
+            reply = self._connection.getresponse()
+            sock.settle(is_accepted=reply.status < 300)
+            return Response(self._pool, self._connection, reply)
 
     def abandon(self) -> None:
         """Close the connection: nobody wants the answer any more."""
@@ -237,20 +258,20 @@ class Pool:
             connection.putheader("Content-Length", str(len(request.body)))
         connection.endheaders()
         if request.body:
-            connection.send(request.body)
+            sock: Any = connection.sock
+            sock.send_body(request.body)
 
 
 @contextlib.contextmanager
 def _closed_on_error(connection: http.client.HTTPConnection, is_reused: bool) -> Iterator[None]:
+    sock: Any = connection.sock
     try:
         yield
-    except ConnectionError as error:
+    except BaseException as error:
+        sock.settle(is_accepted=False)
         connection.close()
-        if is_reused:
+        if is_reused and isinstance(error, ConnectionError):
             raise StaleConnectionError(str(error)) from error
-        raise
-    except BaseException:
-        connection.close()
         raise
 
 
