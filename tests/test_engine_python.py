@@ -13,6 +13,7 @@ from typing import TypeVar
 import pytest
 
 from amlmount.engines import select_engine
+from amlmount.engines.attaching import has_unread
 from amlmount.engines.base import Running
 from amlmount.engines.python import PythonEngine
 from amlmount.errors import (
@@ -26,7 +27,7 @@ from amlmount.errors import (
 from amlmount.mounts import connection, syscalls
 from amlmount.mounts.fusemount import unmount
 from amlmount.mounts.paths import find_mount
-from mounting import differences, ended, make_source, mounted_at, spec_of
+from mounting import differences, ended, make_source, mounted_at, spec_of, until
 from sandbox import Sandbox, command_line
 
 T = TypeVar("T")
@@ -196,8 +197,12 @@ def test_a_killed_worker_is_seen_at_once_and_cleared_away(source: str, mountpoin
 
 
 @pytest.mark.root
-def test_a_stopped_worker_is_taken_down(source: str, mountpoint: str) -> None:
-    """SIGSTOP is the hang: a reader waits for an answer that never comes, and gets an error from `stop`."""
+@pytest.mark.parametrize("has_read_it", [False, True])
+def test_a_stopped_worker_is_taken_down(source: str, mountpoint: str, has_read_it: bool) -> None:
+    """SIGSTOP is the hang: a reader waits for an answer that never comes, and gets an error from `stop`.
+
+    A worker may have read the request when it is stopped; here we read it in its stead.
+    """
     failed: list[int | None] = []
 
     def read() -> None:
@@ -214,8 +219,9 @@ def test_a_stopped_worker_is_taken_down(source: str, mountpoint: str) -> None:
         reader.start()
         entry = find_mount(mountpoint)
         assert entry is not None
-        while not connection.waiting(entry):
-            await asyncio.sleep(0.01)
+        await off_loop(lambda: until(lambda: connection.waiting(entry)))
+        if has_read_it and has_unread(running.fuse_fd):
+            await off_loop(lambda: os.read(running.fuse_fd, 2 << 20))
         await engine.stop(running, lazy=True, timeout_s=0.5)
         await off_loop(lambda: reader.join(5))
         assert not mounted_at(mountpoint) and running.exited.done()

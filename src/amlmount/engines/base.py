@@ -101,7 +101,8 @@ class Engine(Protocol):
     async def stop(self, running: Running, *, lazy: bool, timeout_s: float) -> None:
         """Unmount, wait for the process to end, close `fuse_fd`. Raises BusyError (with holders) unless `lazy`.
 
-        Works on a dead or hung engine as well (then by abort and lazy unmount); never blocks on the mount.
+        Works on a dead or hung engine as well (then by abort and lazy unmount); never blocks on the mount. After a
+        lazy stop a process that answers may go on with what is open; one that does not has ended when this returns.
         """
         ...
 

@@ -27,6 +27,7 @@ Ended = Callable[[], Awaitable[int | None]]
 TAIL_BYTES = 4096
 log = logging.getLogger(__name__)
 KILLED_GRACE_S = 5.0
+ANSWERS_WITHIN_S = 3.0  # long enough for one that waits for a busy machine's CPU
 
 
 class Child:
@@ -157,6 +158,16 @@ class Child:
             if not self._asked and self._listening is not None and self._on_news is None:
                 self._listening.cancel()
                 self._listening = None  # it ends in its own time: whoever asks now must not rely on it
+
+    async def answers(self) -> bool:
+        """Say whether it is alive enough to answer, or gone; False of one that hangs."""
+        try:
+            await self.ask("program", {}, timeout_s=ANSWERS_WITHIN_S)
+        except WaitTimeoutError:
+            return False
+        except AmlmountError:
+            return True
+        return True
 
     def listen(self, on_news: Callable[[dict[str, Any]], None]) -> None:
         """Hear from now on, and until its end, what a worker that serves says unasked."""

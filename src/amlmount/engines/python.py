@@ -351,6 +351,8 @@ class PythonEngine:
                 return False
             if await child.ended(ANSWERS_WITHIN_S):
                 return True
+        if not await child.answers():  # it may hang with a request it has read
+            return False
         child.let_go()
         return True
 
