@@ -122,7 +122,7 @@ def test_the_binary_is_found_and_asked(tmp_path: Path, monkeypatch: pytest.Monke
 
 def spec(**changes: object) -> MountSpec:
     stores = {
-        "s": {"type": "azure_blob", "account_name": "acc", "container_name": "c"},
+        "s": {"type": "azure_blob", "account_name": "acc", "container_name": "con"},
         "here": {"type": "local", "path": "/srv"},
     }
     mount = {"target": "/m", "source": "s"} | changes
@@ -166,7 +166,7 @@ def test_a_writable_cache_goes_to_a_lasting_disk_if_there_is_room(
 ) -> None:
     places = Places(*(str(tmp_path / name) for name in ("run", "state", "cache", "log")))
     source = {
-        "s": {"type": "azure_blob", "account_name": "acc", "container_name": "c", "credentials": {"anonymous": {}}}
+        "s": {"type": "azure_blob", "account_name": "acc", "container_name": "con", "credentials": {"anonymous": {}}}
     }
     mount = {"target": "/m", "source": "s", "read_only": False}
     made = resolve_mount(config_from({"stores": source, "mounts": {"m": mount}}), "m", DaemonUser(True, 0, 0))

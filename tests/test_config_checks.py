@@ -12,7 +12,7 @@ STORES = """\
 stores:
   here: {type: local, path: /srv/here}
   there: {type: local, path: /srv/there}
-  blobs: {type: azure_blob, account_name: acc, container_name: c}
+  blobs: {type: azure_blob, account_name: acc, container_name: con}
   account: {type: azure_blob, account_name: acc}
   lake: {type: azure_data_lake_gen2, account_name: acc}
 """

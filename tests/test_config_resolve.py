@@ -16,7 +16,7 @@ SYSTEM = DaemonUser(is_system=True, uid=0, gid=0)
 USER = DaemonUser(is_system=False, uid=1000, gid=1001)
 STORES: dict[str, Any] = {
     "here": {"type": "local", "path": "/srv/here"},
-    "blobs": {"type": "azure_blob", "account_name": "acc", "container_name": "c", "credentials": "anonymous"},
+    "blobs": {"type": "azure_blob", "account_name": "acc", "container_name": "con", "credentials": "anonymous"},
     "account": {"type": "azure_blob", "account_name": "acc"},
 }
 
@@ -110,7 +110,7 @@ def test_one_source_is_the_root_and_a_list_has_a_directory_each() -> None:
     assert [source.child for source in spec().sources] == [None]
     found = spec({"source": ["here", {"store": "here", "path": "/a/", "name": "part"}, "blobs"]})
     assert [(source.child, source.path) for source in found.sources] == [("here", ""), ("part", "a"), ("blobs", "")]
-    assert found.description == "/srv/here,/srv/here/a,acc/c"
+    assert found.description == "/srv/here,/srv/here/a,acc/con"
 
 
 def test_a_list_of_one_still_has_a_directory() -> None:
@@ -146,7 +146,7 @@ def test_a_source_carries_its_store_with_references_to_secrets_only() -> None:
             store={
                 "type": "azure_blob",
                 "account_name": "acc",
-                "container_name": "c",
+                "container_name": "con",
                 "endpoint": "core.windows.net",
                 "protocol": "https",
                 "credentials": {"anonymous": {}},

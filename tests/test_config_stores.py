@@ -188,6 +188,23 @@ def test_credentials_that_cannot_be_used(tmp_path: Path, credentials: object, sa
         (blob(endpoint="https://x.blob.core.windows.net/?sig=hunter2"), "is not a domain"),
         (blob(protocol="hunter2"), "must be 'https', 'http', 'wasbs' or 'wasb'"),
         (blob(container_name=12), "must be text; put it in quotes"),
+        (blob(account_name="MyStorage"), "account_name: 'MyStorage' is not the name of a storage account"),
+        (blob(account_name="my-storage"), "account_name: 'my-storage' is not the name of a storage account"),
+        (blob(account_name="ab"), "it has 3 to 24 lower-case letters and digits"),
+        (blob(account_name="a" * 25), "is not the name of a storage account"),
+        (blob(container_name="My_Data"), "container_name: 'My_Data' is not the name of a container"),
+        (blob(container_name="data--old"), "'data--old' is not the name of a container"),
+        (blob(container_name="-data"), "it has 3 to 63 lower-case letters, digits and single dashes"),
+        (blob(container_name="data-"), "'data-' is not the name of a container"),
+        (blob(container_name="ab"), "or is $root, $web or $logs"),
+        (blob(container_name="a" * 64), "is not the name of a container"),
+        (blob(container_name="$boot"), "'$boot' is not the name of a container"),
+        (blob(container_name=""), "'' is not the name of a container"),
+        (blob(container_name="?sv=1&sig=hunter2"), "container_name: is not the name of a container"),
+        (
+            {"type": "azure_data_lake_gen2", "account_name": "acc", "filesystem": "Raw"},
+            "filesystem: 'Raw' is not the name of a container",
+        ),
         (blob(**{"acccount_key:hunter2": None}), "a ':' needs a space after it"),
         (["hunter2"], "must be a mapping"),
         ({"type": "azure_data_lake_gen2", "account_name": "acc", "filesytem": "x"}, "did you mean 'filesystem'?"),
@@ -195,3 +212,15 @@ def test_credentials_that_cannot_be_used(tmp_path: Path, credentials: object, sa
 )
 def test_stores_that_cannot_be_used(tmp_path: Path, store: object, said: str) -> None:
     assert said in refused(tmp_path, store)
+
+
+@pytest.mark.parametrize("name", ["$root", "$web", "$logs", "abc", "a-b-c", "1" * 63, None])
+def test_names_that_azure_allows(tmp_path: Path, name: str | None) -> None:
+    store = load_store(tmp_path, blob(container_name=name, account_name="a" * 24))
+    assert isinstance(store, AzureBlobStore) and store.container == name
+
+
+def test_a_local_folder_may_be_called_anything(tmp_path: Path) -> None:
+    assert load_store(tmp_path, {"type": "local", "path": "/srv/My_Data--"}) == LocalStore(
+        type="local", path="/srv/My_Data--"
+    )

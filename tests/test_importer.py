@@ -122,8 +122,8 @@ def test_another_file_in_the_place_of_a_secret_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("mode: sas, sas: '?sv=x&sig=y'", {"sas_token": {"env": "C_SAS_TOKEN"}}),
-        ("sas: '?sv=x&sig=y'", {"sas_token": {"env": "C_SAS_TOKEN"}}),
+        ("mode: sas, sas: '?sv=x&sig=y'", {"sas_token": {"env": "CON_SAS_TOKEN"}}),
+        ("sas: '?sv=x&sig=y'", {"sas_token": {"env": "CON_SAS_TOKEN"}}),
         ("mode: key", {"account_key": {"env": "AZURE_STORAGE_ACCESS_KEY"}}),
         ("mode: msi", {"managed_identity": {}}),
         ("appid: abc", {"managed_identity": {"client_id": "abc"}}),
@@ -131,7 +131,7 @@ def test_another_file_in_the_place_of_a_secret_is_kept(tmp_path: Path) -> None:
         ("mode: azcli", {"azure_cli": {}}),
         (
             "mode: spn, tenantid: t, clientid: c, clientsecret: s",
-            {"tenant_id": "t", "client_id": "c", "client_secret": {"env": "C_CLIENT_SECRET"}},
+            {"tenant_id": "t", "client_id": "c", "client_secret": {"env": "CON_CLIENT_SECRET"}},
         ),
         ("mode: spn, tenantid: t, clientid: c, oauth-token-path: /t", {"workload_identity": {"client_id": "c"}}),
         (
@@ -142,8 +142,8 @@ def test_another_file_in_the_place_of_a_secret_is_kept(tmp_path: Path) -> None:
 )
 def test_logins(line: str, expected: dict[str, Any], tmp_path: Path) -> None:
     part = "" if line == "{}" else f", {line}"
-    data, _ = import_text(tmp_path, f"azstorage: {{type: block, account-name: acct, container: c{part}}}\n")
-    assert data["stores"]["c"]["credentials"] == expected
+    data, _ = import_text(tmp_path, f"azstorage: {{type: block, account-name: acct, container: con{part}}}\n")
+    assert data["stores"]["con"]["credentials"] == expected
 
 
 @pytest.mark.parametrize(
@@ -161,12 +161,12 @@ def test_logins(line: str, expected: dict[str, Any], tmp_path: Path) -> None:
     ],
 )
 def test_endpoints(line: str, expected: dict[str, Any], tmp_path: Path) -> None:
-    data, _ = import_text(tmp_path, f"azstorage: {{type: block, account-name: acct, container: c, {line}}}\n")
-    store = data["stores"]["c"]
+    data, _ = import_text(tmp_path, f"azstorage: {{type: block, account-name: acct, container: con, {line}}}\n")
+    store = data["stores"]["con"]
     assert {key: store[key] for key in ("endpoint", "protocol") if key in store} == expected
 
 
-STORE = "azstorage: {type: block, account-name: acct, container: c, mode: msi}\n"
+STORE = "azstorage: {type: block, account-name: acct, container: con, mode: msi}\n"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ STORE = "azstorage: {type: block, account-name: acct, container: c, mode: msi}\n
 )
 def test_options(extra: str, expected: dict[str, Any], tmp_path: Path) -> None:
     data, _ = import_text(tmp_path, f"{STORE}{extra}\n")
-    mount = data["mounts"]["c"]
+    mount = data["mounts"]["con"]
     assert {key: mount[key] for key in expected} == expected
     if "blobfuse2" not in expected and "block_cache" not in extra and "xload" not in extra:
         assert "blobfuse2" not in mount
@@ -250,12 +250,12 @@ def test_cache_on_the_disk_of_the_system() -> None:
 def test_customer_keys_stay_with_the_mount(tmp_path: Path) -> None:
     extra = f"cpk-enabled: true, cpk-encryption-key: {KEY}, cpk-encryption-key-sha256: {KEY}"
     data, _ = import_text(tmp_path, STORE.replace("mode: msi", extra))
-    kept = data["mounts"]["c"]["blobfuse2"]["azstorage"]
-    assert kept["cpk-encryption-key"] == {"env": "C_CPK_ENCRYPTION_KEY"}
+    kept = data["mounts"]["con"]["blobfuse2"]["azstorage"]
+    assert kept["cpk-encryption-key"] == {"env": "CON_CPK_ENCRYPTION_KEY"}
 
 
 def test_mount_all_keeps_both_lists(tmp_path: Path) -> None:
-    text = STORE.replace("container: c, ", "") + "mountall: {container-allowlist: [a, b], container-denylist: [b]}\n"
+    text = STORE.replace("container: con, ", "") + "mountall: {container-allowlist: [a, b], container-denylist: [b]}\n"
     data, said = import_text(tmp_path, text)
     assert data["mounts"]["acct"]["source"] == {"store": "acct", "containers": {"allow": ["a", "b"], "deny": ["b"]}}
     assert "ignores the denylist" in said
@@ -263,18 +263,18 @@ def test_mount_all_keeps_both_lists(tmp_path: Path) -> None:
 
 def test_several_files_below_one_folder(tmp_path: Path) -> None:
     one = write(tmp_path, STORE, "one.yaml")
-    two = write(tmp_path, STORE.replace("container: c", "container: d"), "two.yaml")
+    two = write(tmp_path, STORE.replace("container: con", "container: dat"), "two.yaml")
     mounts = loaded(import_files([one, two], target="/data/"))["mounts"]
-    assert {name: mount["target"] for name, mount in mounts.items()} == {"c": "/data/c", "d": "/data/d"}
+    assert {name: mount["target"] for name, mount in mounts.items()} == {"con": "/data/con", "dat": "/data/dat"}
 
 
 def test_several_files_with_the_same_names(tmp_path: Path) -> None:
     one = write(tmp_path, STORE, "one.yaml")
     two = write(tmp_path, STORE.replace("acct", "other"), "two.yaml")
     data = loaded(import_files([one, two, one]))
-    assert data["stores"]["c"]["account_name"] == "acct" and data["stores"]["c-2"]["account_name"] == "other"
-    assert data["mounts"]["c-2"]["source"] == "c-2" and len(data["mounts"]) == 2
-    assert data["mounts"]["c-2"]["target"] == "/mnt/c-2"
+    assert data["stores"]["con"]["account_name"] == "acct" and data["stores"]["con-2"]["account_name"] == "other"
+    assert data["mounts"]["con-2"]["source"] == "con-2" and len(data["mounts"]) == 2
+    assert data["mounts"]["con-2"]["target"] == "/mnt/con-2"
 
 
 FSTAB = """\
@@ -331,11 +331,11 @@ def test_a_file_share_is_refused_with_what_to_do(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (b"just: a\nyaml: file\n", "it is no blobfuse2 configuration"),
-        (b"azstorage: {container: c}\n", "no azstorage.account-name"),
+        (b"azstorage: {container: con}\n", "no azstorage.account-name"),
         (b"\xff\xfe\x00", "not UTF-8 text"),
         (b"a: [\n", "cannot read"),
         (b"", "it is no blobfuse2 configuration"),
-        (b"azstorage: {account-name: UPPER CASE, container: c}\n", "the result would not load"),
+        (b"azstorage: {account-name: UPPER CASE, container: con}\n", "the result would not load"),
     ],
 )
 def test_what_cannot_be_imported_is_a_plain_error(content: bytes, says: str, tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ SECTIONS = {
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(st.fixed_dictionaries({}, optional=SECTIONS))
 def test_whatever_stands_in_a_file_it_loads_or_is_a_plain_error(tmp_path: Path, data: dict[str, Any]) -> None:
-    known = {"account-name": "acct", "container": "c", "account-key": KEY}
+    known = {"account-name": "acct", "container": "con", "account-key": KEY}
     data["azstorage"] = data.get("azstorage", {}) | known
     try:
         done = import_files([write(tmp_path, yaml.safe_dump(data))])

@@ -93,7 +93,7 @@ GOLDEN_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "private_endpoint": ({}, {"endpoint": "https://mystorage.privatelink.blob.core.windows.net"}),
     "sovereign": ({}, {"endpoint": "core.chinacloudapi.cn"}),
     "emulator": ({}, {"endpoint": "http://127.0.0.1:10000/devstoreaccount1"}),
-    "hierarchical": ({}, {"type": "azure_data_lake_gen2", "container_name": None, "filesystem": "fs"}),
+    "hierarchical": ({}, {"type": "azure_data_lake_gen2", "container_name": None, "filesystem": "lake"}),
     "local": ({}, {"type": "local", "account_name": None, "container_name": None, "path": "/srv/data"}),
 }
 

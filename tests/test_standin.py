@@ -49,37 +49,37 @@ def test_the_real_one_still_behaves_as_recorded(name: str) -> None:
 
 @contextlib.contextmanager
 def container_stage(installed: Installed) -> Iterator[tuple[Stage, str]]:
-    """Set a stage on which a storage account has container `c`; yields it and a configuration."""
-    (installed.containers / "c").mkdir()
+    """Set a stage on which a storage account has container `con`; yields it and a configuration."""
+    (installed.containers / "con").mkdir()
     with stage(str(installed.binary)) as on:
         text = "components: [libfuse, file_cache, attr_cache, azstorage]\nlibfuse: {default-permission: 0711}\n"
-        account = "azstorage: {type: block, account-name: a, container: c, mode: key, account-key: aw==}\n"
+        account = "azstorage: {type: block, account-name: acc, container: con, mode: key, account-key: aw==}\n"
         yield on, on.config(f"{text}file_cache: {{path: ROOT/c, timeout-sec: 120}}\n{account}")
 
 
 def test_a_container_that_is_not_there_is_refused(installed: Installed) -> None:
     with container_stage(installed) as (on, config):
-        (installed.containers / "c").rmdir()
+        (installed.containers / "con").rmdir()
         said = on.run("mount", str(on.target), f"--config-file={config}")
         assert said["exit"] == 1 and "[BlockBlob::TestPipeline : [ContainerNotFound]]" in said["stderr"]
 
 
 def test_blob_times_are_whole_seconds_and_local_ones_are_not(installed: Installed) -> None:
     with container_stage(installed) as (on, config):
-        blob = installed.containers / "c" / "blob"
+        blob = installed.containers / "con" / "blob"
         blob.write_bytes(b"x")
         process = on.start(config)
         (on.target / "blob").read_bytes()
         (on.target / "new").write_bytes(b"y")
         assert on.cached() == {"blob": [1, "0o755", True], "new": [1, "0o644", False]}
-        assert (installed.containers / "c" / "new").stat().st_mtime_ns % 10**9 == 0
+        assert (installed.containers / "con" / "new").stat().st_mtime_ns % 10**9 == 0
         on.unmount()
         assert process.wait(20) == 0
 
 
 def test_an_unfinished_download_bears_its_mark(installed: Installed) -> None:
     with container_stage(installed) as (on, config):
-        (installed.containers / "c" / "big").write_bytes(b"1" * (9 << 20))
+        (installed.containers / "con" / "big").write_bytes(b"1" * (9 << 20))
         installed.downloads_stop.touch()
         process = on.start(config)
         reader = subprocess.Popen(["head", "-c", "1", str(on.target / "big")], stderr=subprocess.DEVNULL)
@@ -100,20 +100,20 @@ def test_a_failed_upload_is_an_error_of_close_and_gone_after_a_clean_unmount(ins
         installed.uploads_fail.touch()
         with pytest.raises(OSError, match="Input/output error"):
             (on.target / "lost").write_bytes(b"y")
-        assert (on.cache / "lost").exists() and not (installed.containers / "c" / "lost").exists()
+        assert (on.cache / "lost").exists() and not (installed.containers / "con" / "lost").exists()
         on.unmount("-z")
         assert process.wait(20) == 0 and on.cached() == {}
 
 
 def test_what_we_render_is_served_and_read_only_is(installed: Installed) -> None:
     """The rendered file, as an engine would use it: a container, umask, the mark; both kinds of ownership bits."""
-    (installed.containers / "c").mkdir()
-    (installed.containers / "c" / "a.txt").write_text("hello\n")
+    (installed.containers / "con").mkdir()
+    (installed.containers / "con" / "a.txt").write_text("hello\n")
     with stage(str(installed.binary)) as on:
         account = {
             "type": "azure_blob",
             "account_name": "acct",
-            "container_name": "c",
+            "container_name": "con",
             "credentials": {"anonymous": {}},
         }
         data = {"stores": {"s": account}, "mounts": {"m": {"target": str(on.target), "source": "s"}}}

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from amlmount.config.documents import DataPath
 from amlmount.config.models import Config, ContainersSource, Mount, SourcePart
-from amlmount.config.problems import Problem, did_you_mean
+from amlmount.config.problems import Problem, did_you_mean, unusable_account, unusable_container
 from amlmount.config.resolve import child_name, effective_options, effective_policy, split_path, target_path
-from amlmount.config.store_models import LocalStore
+from amlmount.config.store_models import AzureStore, LocalStore, is_account_name, is_container_name
 
 WRITING_OPTIONS = {"durability", "upload_timeout", "state_dir"}
 
@@ -19,6 +19,7 @@ WRITING_OPTIONS = {"durability", "upload_timeout", "state_dir"}
 def find_problems(config: Config) -> list[Problem]:
     """Return everything that keeps a configuration of valid values from working, in no particular order."""
     problems: list[Problem] = list(_override_problems(config.defaults.blobfuse2, ("defaults", "blobfuse2")))
+    problems += _store_problems(config)
     for name, mount in config.mounts.items():
         problems += _source_problems(config, name, mount)
         problems += _target_problems(name, mount)
@@ -35,7 +36,23 @@ def parts_of(mount: Mount) -> dict[DataPath, SourcePart | ContainersSource]:
 
 def is_within(path: str, folder: str) -> bool:
     """Tell whether `path` is `folder` or something below it; both absolute and normalised."""
-    return os.path.commonpath([path, folder]) == folder
+    return path == folder or path.startswith(folder if folder == "/" else f"{folder}/")
+
+
+def _store_problems(config: Config) -> Iterator[Problem]:
+    """Find names that Azure refuses."""
+    for name, store in config.stores.items():
+        if isinstance(store, LocalStore):
+            continue
+        if not is_account_name(store.account_name):
+            yield unusable_account(("stores", name, "account_name"), store.account_name)
+        if store.container is not None and not is_container_name(store.container):
+            yield unusable_container(("stores", name, container_key(store)), store.container)
+
+
+def container_key(store: AzureStore) -> str:
+    """Return what the container is called in a store of this type."""
+    return "filesystem" if store.type == "azure_data_lake_gen2" else "container_name"
 
 
 def _source_problems(config: Config, name: str, mount: Mount) -> Iterator[Problem]:
@@ -67,7 +84,7 @@ def _part_problems(config: Config, path: DataPath, part: SourcePart | Containers
                 "name a store that has no container_name (or filesystem)",
             )
     elif not isinstance(store, LocalStore) and store.container is None:
-        key = "filesystem" if store.type == "azure_data_lake_gen2" else "container_name"
+        key = container_key(store)
         yield Problem(
             path,
             f"store '{part.store}' is a whole account",

@@ -1,9 +1,10 @@
 """Turns what is wrong with a configuration into one ConfigError: file, line, path, plain words, what to write.
 
-Never shows a value from under `stores`: a secret may have been pasted at any place there.
+Shows no value from under `stores` but a wrong name that cannot be a secret: one may have been pasted anywhere there.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
@@ -16,6 +17,7 @@ from amlmount.config.credentials import CREDENTIAL_KINDS
 from amlmount.config.documents import DataPath, Document, Place, dotted, nearest_place
 from amlmount.config.models import Config
 from amlmount.config.profiles import PolicyOverrides
+from amlmount.config.store_models import ACCOUNT_RULE, CONTAINER_RULE
 from amlmount.errors import ConfigError
 
 
@@ -59,7 +61,6 @@ _PLAIN_WORDS = {
     "too_short": "must not be an empty list",
 }
 _PATTERN_WORDS = {
-    "account_name": "is not the name of a storage account: lower-case letters and digits",
     "endpoint": "is not a domain such as core.windows.net, nor a URL without '?'",
     "env": "is not the name of an environment variable (the secret itself must not stand here)",
     "owner": "is not user or user:group",
@@ -89,6 +90,23 @@ def validation_problems(error: ValidationError, document: Document) -> list[Prob
         if problem.what != _MISSING or (*problem.path[:-1], f"did you mean '{problem.path[-1]}'?") not in misspelt
     ]
     return sorted(kept, key=lambda problem: _order(document.places, problem))
+
+
+def unusable_account(path: DataPath, name: object) -> Problem:
+    """Return what is said of a name that no storage account can have."""
+    return Problem(path, f"{_shown(name)}is not the name of a storage account", f"it has {ACCOUNT_RULE}")
+
+
+def unusable_container(path: DataPath, name: object) -> Problem:
+    """Return what is said of a name that no container can have."""
+    return Problem(
+        path, f"{_shown(name)}is not the name of a container", f"it has {CONTAINER_RULE}, or is $root, $web or $logs"
+    )
+
+
+def _shown(name: object) -> str:
+    """Quote a name. Keys, tokens and SAS have signs in them that a name tried for an account or container has not."""
+    return f"'{name}' " if isinstance(name, str) and re.fullmatch(r"[\w.$ -]{0,80}", name, re.ASCII) else ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
@@ -129,6 +147,8 @@ def _problem(item: ErrorDetails, data: object) -> Problem:
     if kind == "value_error":
         what, _, hint = str(item["ctx"]["error"]).partition("; ")
         return Problem(path, what, hint or None)
+    if kind == "string_pattern_mismatch" and path[-1] == "account_name":
+        return unusable_account(path, item["input"])
     if kind == "string_pattern_mismatch":
         return Problem(path, _PATTERN_WORDS.get(str(path[-1])) or _unusable_name(path, item["input"]))
     return Problem(path, _PLAIN_WORDS.get(kind, item["msg"]))

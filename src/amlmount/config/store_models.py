@@ -5,6 +5,7 @@ Holds references to secrets only, never a secret.
 """
 
 import difflib
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter
@@ -13,6 +14,21 @@ from amlmount.config.credentials import Credentials
 from amlmount.config.spec import Frozen
 
 Tags = dict[str, Any]
+# learn.microsoft.com: "Storage account name" and "Naming and referencing containers, blobs, and metadata".
+ACCOUNT_RULE = "3 to 24 lower-case letters and digits"
+CONTAINER_RULE = "3 to 63 lower-case letters, digits and single dashes, beginning and ending with a letter or digit"
+_CONTAINER_PATTERN = r"^([a-z0-9]+(-[a-z0-9]+)*|\$root|\$web|\$logs)$"
+_CONTAINER_SCHEMA: dict[str, Any] = {"pattern": _CONTAINER_PATTERN, "minLength": 3, "maxLength": 63}
+
+
+def is_account_name(name: str) -> bool:
+    """Say whether Azure lets a storage account be called so."""
+    return re.fullmatch(r"[a-z0-9]{3,24}", name) is not None
+
+
+def is_container_name(name: str) -> bool:
+    """Say whether Azure lets a container (or file system) be called so."""
+    return 3 <= len(name) <= 63 and re.fullmatch(_CONTAINER_PATTERN, name) is not None
 
 
 class _Described(Frozen):
@@ -25,7 +41,7 @@ class _Described(Frozen):
 
 
 class _AzureStore(_Described):
-    account_name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{1,62}$", description="the storage account")
+    account_name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{1,62}$", description=f"the storage account: {ACCOUNT_RULE}")
     # No '?': a SAS URL pasted here would be shown wherever the store is.
     endpoint: str = Field(
         default="core.windows.net",
@@ -47,7 +63,11 @@ class AzureBlobStore(_AzureStore):
     """A container of a storage account, or with no `container_name` the account itself."""
 
     type: Literal["azure_blob"] = Field(description="azure_blob")
-    container_name: str | None = Field(default=None, description="the container; left out: for `containers`")
+    container_name: str | None = Field(
+        default=None,
+        description="the container: 3 to 63 lower-case letters, digits, single dashes; left out: for `containers`",
+        json_schema_extra=_CONTAINER_SCHEMA,
+    )
     protocol: Literal["https", "http", "wasbs", "wasb"] = Field(default="https", description="http only for emulators")
 
     @property
@@ -65,7 +85,9 @@ class AzureDataLakeStore(_AzureStore):
     """A file system of an account with hierarchical namespace (Data Lake Storage Gen2)."""
 
     type: Literal["azure_data_lake_gen2"] = Field(description="azure_data_lake_gen2")
-    filesystem: str | None = Field(default=None, description="the file system; left out: for `containers`")
+    filesystem: str | None = Field(
+        default=None, description="the file system; left out: for `containers`", json_schema_extra=_CONTAINER_SCHEMA
+    )
     protocol: Literal["https", "http", "abfss", "abfs"] = Field(default="https", description="http only for emulators")
 
     @property

@@ -3,15 +3,13 @@
 Nothing here talks to anybody; a name that a URL would change on its way is refused before one is built.
 """
 
-import re
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
+from amlmount.config.store_models import CONTAINER_RULE, is_container_name
 from amlmount.errors import ConfigError, UsageError
 
 MAX_NAME_CHARACTERS = 1024
-# "Naming and referencing containers": 3-63 of a-z, 0-9 and single dashes; three names are the service's own.
-_CONTAINER = re.compile(r"(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*|\$root|\$web|\$logs")
 _KEPT = "/-_.~"
 
 
@@ -90,10 +88,10 @@ def check_name(name: str) -> None:
 
 
 def _check_container(container: str) -> None:
-    if container and not _CONTAINER.fullmatch(container):
+    if container and not is_container_name(container):
         raise ConfigError(
             f"cannot use container name {container!r}: Azure allows no such name",
-            hint="3 to 63 lower-case letters, digits and single dashes, beginning and ending with a letter or digit",
+            hint=CONTAINER_RULE,
         )
 
 
