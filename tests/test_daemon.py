@@ -6,6 +6,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,12 @@ def run_daemon(pair: Pair, **env: str) -> "subprocess.Popen[str]":
     daemon = subprocess.Popen(argv, env=pair.world.env | env, stderr=subprocess.PIPE, text=True)
     poll(lambda: os.path.exists(f"{pair.world.runtime_dir}/amlmount.sock"), "no socket")
     return daemon
+
+
+def test_the_collector_passes_over_what_stays() -> None:
+    script = "import gc, amlmount.daemon as d; d.life.process.keep_out_of_collections(); print(len(gc.get_objects()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 1000, "a collection goes through all of it, and nobody is answered meanwhile"
 
 
 def end(daemon: "subprocess.Popen[str]", number: int = signal.SIGTERM) -> str:

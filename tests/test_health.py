@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -30,6 +31,23 @@ LIMITS = {"disk_free": "4MiB", "upload_age": "300ms"}
 # As docs/operations.md says: interval and timeout of mounts, or of stores twice and the pause; BUSY_S is the machine's.
 BUSY_S = 3.0
 WITHIN_S = {"at once": BUSY_S, "mount": 0.7 + BUSY_S, "store": 0.33 + 2 * 0.5 + 0.5 + BUSY_S}
+WITHIN_S["a successor"] = 12.0
+
+
+EVERY_FAULT = {
+    ("clock", "ClockOff"),
+    ("silent", "StoreSilent"),
+    ("revoked", "AccessRefused"),
+    ("expiring", "CredentialEndsSoon"),
+    ("late", "UploadsLate"),
+    ("failing", "ManyErrors"),
+    ("full", "DiskFull"),
+    ("hidden", "Hidden"),
+    ("stopped", "Silent"),
+    ("killed", "ProcessEnded"),
+}
+
+REPLACED = ("stopped", "ProcessEnded")  # what hangs is ended by us, and another process goes on
 
 
 class Ground:
@@ -101,6 +119,13 @@ def status_of(world: World) -> list[dict[str, Any]]:
     return [status.to_json() for status in client.status()]
 
 
+def alarms(world: World) -> Counter[tuple[str | None, str]]:
+    """Return every condition that has turned false since the daemon began, with its mount: how often."""
+    client = DaemonClient(os.path.join(world.runtime_dir, "amlmount.sock"))
+    lost = [event for event in client.events() if event.kind == "condition-lost"]
+    return Counter((event.mount, event.details["reason"]) for event in lost)
+
+
 def reasons(mount: dict[str, Any], status: str) -> set[str]:
     return {condition["reason"] for condition in mount["conditions"] if condition["status"] == status}
 
@@ -144,6 +169,7 @@ def test_every_fault_turns_its_condition_and_no_other(
     other_clock(ground, other)
     store_faults(ground, fake, sas)
     mount_faults(ground, small_disk)
+    assert set(alarms(world)) - {REPLACED} == EVERY_FAULT, "not even for a moment does anything else turn"
     assert world.cli("check", "well").returncode == 0
     assert world.cli("down", "--discard-dirty", "--lazy").returncode == 0
 
@@ -239,9 +265,8 @@ def test_the_same_for_blobfuse2(driver: Driver, account: Account, proxy: Proxy) 
     with open(account.world.config, "a") as file:
         file.write(yaml.safe_dump({"health": TIMES}))
     account.up()
-
-    def state(reasons_wanted: set[str]) -> bool:
-        return reasons(status_of(account.world)[0], "False") == reasons_wanted
+    one = One(account)
+    one.turns(None, "at once")
 
     done = account.world.cli("check", "data", "--rw", "-o", "json")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -251,22 +276,49 @@ def test_the_same_for_blobfuse2(driver: Driver, account: Account, proxy: Proxy) 
     assert [item.name for page in account.opened["data"].list() for item in page.objects] == ["a.txt"]
 
     proxy.refuses = lambda method, path: True
-    poll(partial(state, {"AccessRefused"}), "a refusal is not seen")
+    one.turns("AccessRefused", "store")
     proxy.refuses = lambda method, path: False
-    poll(partial(state, set()), "it stays refused")
+    one.turns(None, "store")
+
+    proxy.holds = lambda method, path: True
+    one.turns("StoreSilent", "store")
+    proxy.release()
+    one.turns(None, "store")
 
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", account.target("data")], check=True, timeout=10)
-    poll(partial(state, {"Hidden"}), "a cover is not seen")
+    one.turns("Hidden", "at once")
     subprocess.run(["umount", account.target("data")], check=True, timeout=10)
-    poll(partial(state, set()), "it stays hidden")
+    one.turns(None, "at once")
 
-    pid = status_of(account.world)[0]["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    poll(partial(state, {"Silent"}), "silence is not heard")
+    one.signal(signal.SIGSTOP)
+    one.turns("Silent", "mount")
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGCONT)
-    poll(partial(state, set()), "it stays silent")
+        one.signal(signal.SIGCONT)
+    one.turns(None, "a successor")
+
+    one.signal(signal.SIGKILL)
+    one.turns("ProcessEnded", "at once")
+    one.turns(None, "a successor")
+    wanted = {"AccessRefused", "StoreSilent", "Hidden", "Silent", "ProcessEnded"}
+    assert {reason for _, reason in alarms(account.world)} == wanted, "not even for a moment does anything else turn"
     account.down()
+
+
+class One:
+    """The one mount of an account."""
+
+    def __init__(self, account: Account) -> None:
+        self.world = account.world
+
+    def signal(self, number: int) -> None:
+        """Send it to the process that serves."""
+        os.kill(status_of(self.world)[0]["pid"], number)
+
+    def turns(self, reason: str | None, within: str) -> None:
+        """Wait until this is wrong, and nothing else (None: nothing is wrong), for as long as it may take."""
+        wanted, begun = {reason} - {None}, time.monotonic()
+        poll(lambda: reasons(status_of(self.world)[0], "False") == wanted, f"not {wanted} in time", 15)
+        assert time.monotonic() - begun < WITHIN_S[within], f"{reason}: later than it says"
 
 
 def test_check_of_what_is_not_there(world: World) -> None:

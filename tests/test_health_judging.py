@@ -28,6 +28,8 @@ from amlmount.health import (
     judge_store,
     judge_uploads,
 )
+from amlmount.health.prober import SILENCE
+from amlmount.health.prober_child import KEPT_THREADS
 from amlmount.mounts.hiding import Paths
 from amlmount.mounts.mountinfo import MountEntry
 from amlmount.states import (
@@ -226,6 +228,26 @@ def test_what_a_credential_says_of_itself(fake: FakeBlobService, tmp_path: Path)
     path.unlink()
     gone = examiner.look(5)
     assert gone.is_reached is None and gone.error is not None and "c2VjcmV0" not in gone.error.message
+
+
+def test_many_questions_at_once_are_few_messages_and_few_threads_are_kept(tmp_path: Path) -> None:
+    paths = [str(tmp_path / ("x" * 200) / str(number)) for number in range(300)]
+
+    async def story() -> None:
+        prober = Prober()
+        unheard = [asyncio.create_task(prober.ask("write", str(tmp_path), 0.0, mount_id=n)) for n in range(20)]
+        found = await asyncio.gather(*(prober.ask("free", path, 20) for path in paths))
+        assert all(answer.error == 0 and answer.value > 0 for answer in found), "each is answered, in many parts"
+        assert [await one for one in unheard] == [SILENCE] * 20
+        assert await prober.ask("attributes", "/", 20) == Answer(0)
+        child = prober._child
+        assert child is not None
+        threads = f"/proc/{child.pid}/task"
+        poll(lambda: len(os.listdir(threads)) <= 1 + KEPT_THREADS, "all threads are kept")
+        prober.close()
+        poll(lambda: not os.path.exists(threads) or child.poll() is not None, "it lives on")
+
+    asyncio.run(story())
 
 
 def test_a_child_that_hangs_or_dies_holds_up_nobody(tmp_path: Path) -> None:

@@ -212,6 +212,7 @@ class _Daemon:
             undo.callback(self._follow_config, until_further=False)
             self._follow_config()
             self._check_idle_after(IDLE_AT_START_S)
+            process.keep_out_of_collections()
             log.info("ready: amlmount %s, pid %d, socket %s", amlmount.__version__, os.getpid(), self._socket)
             ready.tell({"ready": os.getpid()})
             notify("READY=1")

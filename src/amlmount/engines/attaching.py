@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import select
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from amlmount.mounts.paths import canonical, find_mount
 from amlmount.mounts.syscalls import MNT_DETACH, has_sys_admin, umount2
 from amlmount.mounts.target import is_ours
 from amlmount.worker.attach import SUBTYPE, attach
+from amlmount.worker.estate import beats_of
 
 UNDO_TIMEOUT_S = 5.0
 BENEATH_SINCE, BENEATH_SINCE_MINOR = (6, 5), 38  # MOVE_MOUNT_BENEATH: Linux, and the FUSE protocol it came with
@@ -179,6 +181,20 @@ def is_connected(fuse_fd: int) -> bool:
 def has_unread(fuse_fd: int) -> bool:
     """Say whether requests wait to be read."""
     return fuse_fd >= 0 and bool(_events(fuse_fd, select.POLLIN) & select.POLLIN)
+
+
+def requests_read(running: Running) -> int | None:
+    """Return how many requests its processes have read, None of one that does not leave that to be seen."""
+    return beats_of(running.estate_fd) if running.estate_fd >= 0 else None
+
+
+def with_unread(fuse_fds: Iterable[int]) -> set[int]:
+    """Return those of which requests wait to be read, by one system call for all; negative ones are no descriptors."""
+    poll = select.poll()
+    for fuse_fd in fuse_fds:
+        if fuse_fd >= 0:
+            poll.register(fuse_fd, select.POLLIN)
+    return {fuse_fd for fuse_fd, events in poll.poll(0) if events & select.POLLIN}
 
 
 def _events(fuse_fd: int, wanted: int) -> int:

@@ -44,7 +44,7 @@ from amlmount.mounts.target import TargetPlan
 from amlmount.run import is_same_process
 from amlmount.worker.attach import SUBTYPE
 from amlmount.worker.channel import pair
-from amlmount.worker.estate import NAME, Pulse, make_estate, owner_of
+from amlmount.worker.estate import NAME, beats_of, make_estate, owner_of
 from amlmount.worker.orders import EXIT, NEGOTIATED, READY, SERVE, SERVING, StartOrder
 
 ABORTED_GRACE_S = 1.0
@@ -229,9 +229,7 @@ class PythonEngine:
         before = self._unread_at.pop(running.pid, None)
         if not has_unread(running.fuse_fd):
             return False
-        pulse = Pulse(running.estate_fd)
-        self._unread_at[running.pid] = now = pulse.beats[0]
-        pulse.close()
+        self._unread_at[running.pid] = now = beats_of(running.estate_fd)
         return before == now
 
     def leave_all(self) -> None:

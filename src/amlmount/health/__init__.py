@@ -4,6 +4,7 @@ Nothing here decides what is done about it, and nothing waits for a mount: a chi
 """
 
 from amlmount.health.judging import (
+    FEW_REQUESTS,
     EngineTally,
     judge_answer,
     judge_clock,
@@ -19,6 +20,7 @@ from amlmount.health.prober import Answer, Prober
 from amlmount.health.stores import StoreKey, StoreWatch, keys_of
 
 __all__ = [
+    "FEW_REQUESTS",
     "Answer",
     "EngineTally",
     "Prober",

@@ -14,6 +14,7 @@ from amlmount.run import Process, spawn
 
 CHILD = str(Path(__file__).with_name("prober_child.py"))
 LINE_BYTES = 4096
+STUCK_S = 10.0  # how long questions find no room in the pipe before the child is replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Prober:
         self._answers = -1
         self._rest = b""
         self._number = 0
+        self._unsent = bytearray()
+        self._full_since: float | None = None
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._asked: dict[tuple[str, str, int], asyncio.Future[Answer]] = {}
 
@@ -62,23 +65,47 @@ class Prober:
 
     def close(self) -> None:
         """Let the child end, and never wait for it: it may hang below a mount."""
-        for answer in list(self._waiting.values()):
-            answer.set_result(SILENCE)
-        self._waiting.clear()
+        self._unsent.clear()
+        self._silence_all()
         self._lose_child()
 
     def _send(self, kind: str, path: str) -> "asyncio.Future[Answer]":
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._number += 1
         self._waiting[self._number] = answer
-        if self._child is None:
+        if not self._unsent or self._full_since is not None:
+            asyncio.get_running_loop().call_soon(self._send_all)
+        self._unsent += f"{self._number} {kind} {os.fsencode(path).hex()}\n".encode()
+        return answer
+
+    def _send_all(self) -> None:
+        """Send all questions of this turn of the loop at once: each write wakes the child, and that costs most."""
+        if self._unsent and self._child is None:
             self._start()
         try:
-            os.write(self._questions, f"{self._number} {kind} {os.fsencode(path).hex()}\n".encode())
-        except OSError:  # it has died, or reads nothing any more: the next question starts another one
+            while self._unsent:
+                del self._unsent[: os.write(self._questions, self._unsent)]
+        except BlockingIOError:
+            self._wait_for_room()
+        except OSError:  # it has died: the next question starts another one
             self._lose_child()
             self._silence_all()
-        return answer
+        else:
+            self._no_more_waiting()
+
+    def _wait_for_room(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._full_since is None:
+            self._full_since = loop.time()
+            loop.add_writer(self._questions, self._send_all)
+        elif loop.time() - self._full_since > STUCK_S:  # it reads nothing any more
+            self._lose_child()
+            self._silence_all()
+
+    def _no_more_waiting(self) -> None:
+        if self._full_since is not None:
+            self._full_since = None
+            asyncio.get_running_loop().remove_writer(self._questions)
 
     def _start(self) -> None:
         self._bury()
@@ -120,8 +147,10 @@ class Prober:
         child, self._child = self._child, None
         if child is None:
             return
+        self._unsent.clear()
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().remove_reader(self._answers)
+            self._no_more_waiting()
         os.close(self._questions)
         os.close(self._answers)
         child.send_signal(9)

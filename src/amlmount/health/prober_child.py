@@ -1,4 +1,4 @@
-"""The child that asks below mounts: each question in a thread of its own, so that one that hangs holds up no other.
+"""The child that asks below mounts: each question in a thread that has no other, so one that hangs holds up nothing.
 
 Run as a script, with nothing of amlmount loaded. A line `NUMBER KIND PATH-IN-HEX` comes in, `NUMBER ERRNO VALUE` goes
 out. When the questions end, so does it; threads that hang in the kernel die with it, as soon as the kernel lets them.
@@ -6,6 +6,7 @@ out. When the questions end, so does it; threads that hang in the kernel die wit
 
 import ctypes
 import os
+import queue
 import sys
 import threading
 
@@ -13,6 +14,7 @@ AT_FDCWD, FORCE_SYNC, BASIC_STATS = -100, 0x2000, 0x7FF
 LIBC = ctypes.CDLL(None, use_errno=True)
 OUTPUT = threading.Lock()
 CONTENT = b"amlmount check\n"
+KEPT_THREADS = 8
 
 
 def ask_attributes(path: bytes) -> int:
@@ -67,12 +69,38 @@ def answer(number: str, kind: str, path: bytes) -> None:
         os.write(1, f"{number} {error} {value}\n".encode())
 
 
+class Answerers:
+    """Threads that answer, one for each question that is open; a few of those that have nothing to do are kept."""
+
+    def __init__(self) -> None:
+        self._questions: queue.SimpleQueue[tuple[str, str, bytes]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0
+
+    def ask(self, number: str, kind: str, path: bytes) -> None:
+        """Have it answered by a thread that is idle, else by a new one: never by one that may hang."""
+        with self._lock:
+            is_new, self._idle = not self._idle, max(self._idle - 1, 0)
+        self._questions.put((number, kind, path))
+        if is_new:
+            threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            answer(*self._questions.get())
+            with self._lock:
+                if self._idle >= KEPT_THREADS:
+                    return
+                self._idle += 1
+
+
 def main() -> None:
     """Answer until nobody asks any more."""
     threading.stack_size(256 * 1024)
+    answerers = Answerers()
     for line in sys.stdin:
         number, kind, path = line.split()
-        threading.Thread(target=answer, args=(number, kind, bytes.fromhex(path)), daemon=True).start()
+        answerers.ask(number, kind, bytes.fromhex(path))
     os._exit(0)
 
 

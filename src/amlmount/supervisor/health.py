@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from amlmount import mounts
 from amlmount.config.models import HealthConfig
 from amlmount.config.spec import MountSpec
+from amlmount.engines.attaching import requests_read
 from amlmount.engines.base import Running
 from amlmount.errors import AmlmountError
 from amlmount.health import (
+    FEW_REQUESTS,
     EngineTally,
     Prober,
     StoreKey,
@@ -40,15 +42,18 @@ SOON_S = 0.05
 FIRST_STORE_LOOK_S = 3.0
 SECOND_LOOK_S = 2.0  # a store that was silent once is asked again before anybody is told
 JITTER = 0.1
+AT_ONCE = 8  # so many are asked before anybody else has a turn, such as who asks for the status
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Known:
-    """What is remembered of a mount between two looks."""
+    """What is remembered of a mount between two looks. `read`: requests read when `tally` was asked for."""
 
     pid: int | None = None
     tally: EngineTally | None = None
+    read: int | None = None
+    are_errors_rare: bool = False
     spec: MountSpec | None = None
     stores: Sequence[StoreKey] = ()
 
@@ -103,6 +108,8 @@ class HealthKeeper:
         self._tell_of_stores(running)
         self._see_to(table := mounts.read_mounts())
         paths, mount_s = Paths(table), min(timeout_s, self._config().timeout)
+        for one in running:
+            self._known_of(one).read = None
         await asyncio.gather(*(self._look(one, paths, mount_s) for one in running))
         tried = await asyncio.gather(*(self._try_writing(one, timeout_s) for one in running if rw))
         writable = {one.spec.name: found for one, found in zip(running, tried, strict=False)}
@@ -174,10 +181,13 @@ class HealthKeeper:
 
     def _keys_of(self, running: Running) -> Sequence[StoreKey]:
         """Return the stores of a mount; with many mounts that is asked for much more often than it changes."""
-        known = self._known.setdefault(running.spec.name, _Known())
+        known = self._known_of(running)
         if known.spec is not running.spec:
             known.spec, known.stores = running.spec, keys_of(running.spec)
         return known.stores
+
+    def _known_of(self, running: Running) -> _Known:
+        return self._known.setdefault(running.spec.name, _Known())
 
     def _wanted_stores(self) -> set[StoreKey]:
         return {key for one in self._supervisor.running() for key in self._keys_of(one)}
@@ -219,8 +229,12 @@ class HealthKeeper:
         return found
 
     async def _round(self, running: list[Running]) -> None:
-        paths = Paths(mounts.read_mounts())
-        await asyncio.gather(*(self._look(one, paths, self._config().timeout) for one in running))
+        paths, looks = Paths(mounts.read_mounts()), []
+        for number, one in enumerate(running):
+            looks.append(asyncio.create_task(self._look(one, paths, self._config().timeout)))
+            if number % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
+        await asyncio.gather(*looks)
 
     async def _look(self, running: Running, paths: Paths, timeout_s: float) -> None:
         """Ask one mount, its engine, and the disks it needs."""
@@ -240,17 +254,29 @@ class HealthKeeper:
         return [judge_answer(answer, timeout_s, mounts.waiting(entry) if answer.error is None else None)]
 
     async def _ask_engine(self, running: Running, timeout_s: float) -> list[Condition]:
-        spec, known = running.spec, self._known.setdefault(running.spec.name, _Known())
+        spec, known = running.spec, self._known_of(running)
+        read = requests_read(running)
+        if self._is_idle(known, read) and spec.read_only:
+            return []
         kinds = ["ErrorsRare"] + ([] if spec.read_only else ["UploadsOnTime"])
         try:
             answer = await self._supervisor.ask(spec.name, "health", {}, timeout_s=timeout_s)
         except AmlmountError as error:
+            known.tally = None
             return [Condition(kind, "Unknown", "EngineDoesNotSay", error.message) for kind in kinds]
         tally = EngineTally(**answer)
-        before, known.tally = known.tally, tally
+        before, known.tally, known.read = known.tally, tally, read
         found = judge_errors(before, tally, self._config())
+        known.are_errors_rare = found.status == "True" if found is not None else known.are_errors_rare
         uploads = [] if spec.read_only else [judge_uploads(tally, self._config())]
         return ([found] if found is not None else []) + uploads
+
+    @staticmethod
+    def _is_idle(known: _Known, read: int | None) -> bool:
+        """Say whether too few requests came since it was asked last for errors to have become many."""
+        if read is None or known.read is None or known.tally is None:
+            return False
+        return known.are_errors_rare and read - known.read < FEW_REQUESTS
 
     async def _ask_disks(self, running: Running, timeout_s: float) -> list[Condition]:
         paths = [path for path in (running.spec.cache_dir, running.spec.state_dir) if path]

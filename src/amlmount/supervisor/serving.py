@@ -37,13 +37,13 @@ from amlmount.states import (
 )
 from amlmount.supervisor.adoption import adopt, let_go, only, record_of, secure, secure_successor, take_off_dead
 from amlmount.supervisor.changes import difference, needs_new_mount
+from amlmount.supervisor.hanging import Watched
 from amlmount.supervisor.records import MadeTarget, MountRecord, current_boot_id
 from amlmount.supervisor.standing import Standing
 from amlmount.supervisor.surroundings import Surroundings, clear_leftover, failure_of
 
 log = logging.getLogger(__name__)
 NOTHING_MADE = MadeTarget()
-HUNG_LOOKS = 3
 
 
 class ServedMount(Standing):
@@ -228,22 +228,21 @@ class ServedMount(Standing):
             return
         running.on_stale = partial(self._make_anew, running)
         running.exited.add_done_callback(self._on_exit)
-        self._look_whether_hung(running, 0)
+        if isinstance(engine := self._engine, TakesOver):
+            is_current, on_hung = partial(self._is_served_by, running), partial(self._on_hung, running, engine)
+            watched = Watched(running, engine, is_current, on_hung)
+            self._around.hangs.add(watched, hung_after_s=self._around.hung_after_s)
 
-    def _look_whether_hung(self, running: Running, times: int) -> None:
-        """Look every so often; it has hung when all looks in a row found requests that nobody reads."""
-        if running is not self._running or self.status.pid != running.pid or not isinstance(self._engine, TakesOver):
+    def _is_served_by(self, running: Running) -> bool:
+        return running is self._running and self.status.pid == running.pid
+
+    def _on_hung(self, running: Running, engine: TakesOver) -> None:
+        if not self._is_served_by(running):
             return
-        times = times + 1 if self._engine.is_hung(running) else 0
-        if times >= HUNG_LOOKS:
-            text = f"cannot serve '{self.spec.name}': its {running.engine} engine (pid {running.pid}) hangs"
-            hint = f"its log says where: amlmount logs {self.spec.name}"
-            evidence, can_take_over = self._around.host.evidence(running.pid), self._engine.can_take_over(running)
-            self.tell(Exited(Failure("failed", text, hint, {"evidence": evidence}), can_take_over, cause="hung"))
-            return
-        loop, pause_s = asyncio.get_running_loop(), self._around.hung_after_s / HUNG_LOOKS
-        beat = (loop.time() // pause_s + 1) * pause_s  # the same for all mounts: one awakening for a hundred of them
-        loop.call_at(beat, self._look_whether_hung, running, times)
+        text = f"cannot serve '{self.spec.name}': its {running.engine} engine (pid {running.pid}) hangs"
+        hint = f"its log says where: amlmount logs {self.spec.name}"
+        evidence, can_take_over = self._around.host.evidence(running.pid), engine.can_take_over(running)
+        self.tell(Exited(Failure("failed", text, hint, {"evidence": evidence}), can_take_over, cause="hung"))
 
     async def _take_over(self) -> None:
         running, engine = self._running, self._engine

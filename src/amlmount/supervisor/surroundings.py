@@ -17,6 +17,7 @@ from amlmount.engines.base import Engine
 from amlmount.errors import AmlmountError
 from amlmount.events import EventHub
 from amlmount.states import Failure, MountStatus, Now, RestartPolicy
+from amlmount.supervisor.hanging import HangWatch
 from amlmount.supervisor.host import Host
 from amlmount.supervisor.records import MountRecord, RecordStore
 
@@ -45,6 +46,7 @@ class Surroundings:
     events: EventHub = field(default_factory=EventHub)
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     now: Callable[[], Now] = read_clock
+    hangs: HangWatch = field(default_factory=HangWatch)
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
     start_timeout_s: float = 45.0
     stop_timeout_s: float = 20.0
