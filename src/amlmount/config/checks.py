@@ -6,6 +6,7 @@ Compares paths as text only: a daemon must not touch anything under a target, wh
 import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from amlmount.config.documents import DataPath
 from amlmount.config.models import Config, ContainersSource, Mount, SourcePart
@@ -16,15 +17,37 @@ from amlmount.config.store_models import AzureStore, LocalStore, is_account_name
 WRITING_OPTIONS = {"durability", "upload_timeout", "state_dir"}
 
 
-def find_problems(config: Config) -> list[Problem]:
+@dataclass(frozen=True)
+class Unknown:
+    """What could not be read: stores by name (or all of them), mounts of which only source and target are known."""
+
+    stores: frozenset[str] = frozenset()
+    options_of: frozenset[str] = frozenset()
+    are_all_stores: bool = False
+
+    def has(self, store: str) -> bool:
+        """Say whether a store that is not there may be one that could not be read."""
+        return self.are_all_stores or store in self.stores
+
+
+NOTHING_UNKNOWN = Unknown()
+
+
+def find_problems(config: Config, unknown: Unknown = NOTHING_UNKNOWN) -> list[Problem]:
     """Return everything that keeps a configuration of valid values from working, in no particular order."""
     problems: list[Problem] = list(_override_problems(config.defaults.blobfuse2, ("defaults", "blobfuse2")))
     problems += _store_problems(config)
+    placed: list[str] = []
     for name, mount in config.mounts.items():
-        problems += _source_problems(config, name, mount)
-        problems += _target_problems(name, mount)
-        problems += _option_problems(config, name)
-    return problems or [*_overlaps(config), *_loops(config), *_cache_problems(config)]
+        problems += _source_problems(config, name, mount, unknown)
+        misplaced = list(_target_problems(name, mount))
+        problems += misplaced
+        if not misplaced:
+            placed.append(name)
+        if name not in unknown.options_of:
+            problems += _option_problems(config, name)
+    targets = {name: target_path(config.mounts[name]) for name in placed}
+    return [*problems, *_overlaps(targets), *_loops(config, targets), *_cache_problems(config, targets)]
 
 
 def parts_of(mount: Mount) -> dict[DataPath, SourcePart | ContainersSource]:
@@ -55,9 +78,11 @@ def container_key(store: AzureStore) -> str:
     return "filesystem" if store.type == "azure_data_lake_gen2" else "container_name"
 
 
-def _source_problems(config: Config, name: str, mount: Mount) -> Iterator[Problem]:
+def _source_problems(config: Config, name: str, mount: Mount, unknown: Unknown) -> Iterator[Problem]:
     for below, part in parts_of(mount).items():
         path: DataPath = ("mounts", name, "source", *below)
+        if part.store not in config.stores and unknown.has(part.store):
+            continue
         yield from _part_problems(config, path, part)
     if isinstance(mount.source, tuple):
         counted = Counter(child_name(part) for part in mount.source)
@@ -163,8 +188,7 @@ def _override_problems(keys: dict[str, object], where: DataPath) -> Iterator[Pro
             yield Problem((*where, *problem.path.split(".")), problem.message, problem.hint or None)
 
 
-def _overlaps(config: Config) -> Iterator[Problem]:
-    targets = {name: target_path(mount) for name, mount in config.mounts.items()}
+def _overlaps(targets: dict[str, str]) -> Iterator[Problem]:
     for name, target in targets.items():
         for other, others in targets.items():
             if other == name:
@@ -180,10 +204,10 @@ def _overlaps(config: Config) -> Iterator[Problem]:
 _APART = "give each mount a folder of its own; several sources under one folder are one mount with a list of sources"
 
 
-def _loops(config: Config) -> Iterator[Problem]:
+def _loops(config: Config, targets: dict[str, str]) -> Iterator[Problem]:
     """Find local stores that lead into a target, at once or by way of another mount that leads back."""
-    leads = {name: _leads_to(config, name) for name in config.mounts}
-    for name in config.mounts:
+    leads = {name: _leads_to(config, name, targets) for name in targets}
+    for name in targets:
         for other in leads[name]:
             if other == name or name in _reachable(leads, other):
                 found = (
@@ -198,13 +222,12 @@ def _loops(config: Config) -> Iterator[Problem]:
                 )
 
 
-def _leads_to(config: Config, name: str) -> list[str]:
+def _leads_to(config: Config, name: str, targets: dict[str, str]) -> list[str]:
     folders = [
         store.path
         for part in parts_of(config.mounts[name]).values()
-        if isinstance(store := config.stores[part.store], LocalStore)
+        if isinstance(store := config.stores.get(part.store), LocalStore)
     ]
-    targets = {other: target_path(mount) for other, mount in config.mounts.items()}
     return [
         other
         for other, target in targets.items()
@@ -223,10 +246,9 @@ def _reachable(leads: dict[str, list[str]], start: str) -> set[str]:
     return seen
 
 
-def _cache_problems(config: Config) -> Iterator[Problem]:
+def _cache_problems(config: Config, targets: dict[str, str]) -> Iterator[Problem]:
     root = config.cache.root
-    for name, mount in config.mounts.items():
-        target = target_path(mount)
+    for name, target in targets.items():
         if root is not None and (is_within(root, target) or is_within(target, root)):
             yield Problem(
                 ("cache", "root"), f"'{root}' and the target '{target}' of mount '{name}' overlap", "keep them apart"

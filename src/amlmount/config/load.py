@@ -15,7 +15,8 @@ from amlmount.config.checks import find_problems
 from amlmount.config.documents import DataPath, Document, Place, read_document
 from amlmount.config.locations import config_home
 from amlmount.config.models import Config
-from amlmount.config.problems import config_error, validation_problems
+from amlmount.config.partial import further_problems
+from amlmount.config.problems import all_of, config_error, validation_problems
 from amlmount.errors import ConfigError
 
 SYSTEM_FOLDER = Path("/etc/amlmount")
@@ -83,7 +84,7 @@ def load_config(files: Sequence[Path]) -> Config:
 
 def load_with_places(files: Sequence[Path]) -> Loaded:
     """Return the validated configuration and the place of every value. Raises ConfigError as `load_config`."""
-    merged = merge([_with_absolute_paths(read_document(path), path.parent) for path in files])
+    merged = merge([_with_absolute_paths(document, path.parent) for path, document in _read_all(files)])
     return Loaded(_validated(merged), merged.places, tuple(files))
 
 
@@ -95,11 +96,27 @@ def config_from(data: dict[str, Any], folder: Path | None = None) -> Config:
     return _validated(_with_absolute_paths(Document(data), folder or Path.cwd()))
 
 
+def _read_all(files: Sequence[Path]) -> list[tuple[Path, Document]]:
+    """Read files; what is wrong with several of them is said of each."""
+    documents: list[tuple[Path, Document]] = []
+    errors: list[ConfigError] = []
+    for path in files:
+        try:
+            documents.append((path, read_document(path)))
+        except ConfigError as error:
+            errors.append(error)
+    if errors:
+        raise all_of(errors)
+    return documents
+
+
 def _validated(merged: Document) -> Config:
+    sections = _sections(merged.data)
     try:
-        config = Config.model_validate(_sections(merged.data))
+        config = Config.model_validate(sections)
     except ValidationError as exc:
-        raise config_error(validation_problems(exc, merged), merged.places) from None
+        found = validation_problems(exc, merged)
+        raise config_error([*found, *further_problems(sections, found)], merged.places) from None
     if problems := find_problems(config):
         raise config_error(problems, merged.places)
     return config

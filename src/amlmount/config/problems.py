@@ -69,8 +69,9 @@ _NAME_WORDS = "is not a usable name: letters, digits, '-', '_' and '.', up to 63
 
 
 def config_error(problems: Sequence[Problem], places: Mapping[DataPath, Place]) -> ConfigError:
-    """Return one error that names every problem with its file and line."""
-    listed = [(nearest_place(places, problem.path), problem) for problem in problems]
+    """Return one error that names every problem with its file and line, in the order of the files."""
+    ordered = sorted(problems, key=lambda problem: _order(places, problem))
+    listed = [(nearest_place(places, problem.path), problem) for problem in ordered]
     details = {"problems": [_to_json(place, problem) for place, problem in listed]}
     if len(listed) == 1:
         place, problem = listed[0]
@@ -80,16 +81,23 @@ def config_error(problems: Sequence[Problem], places: Mapping[DataPath, Place]) 
     return ConfigError("\n  ".join([f"cannot use the configuration: {len(lines)} problems", *lines]), details=details)
 
 
+def all_of(errors: Sequence[ConfigError]) -> ConfigError:
+    """Return one error that says what several say; of one, that."""
+    if len(errors) == 1:
+        return errors[0]
+    lines = [f"{error.message} ({error.hint})" if error.hint else error.message for error in errors]
+    return ConfigError("\n  ".join([f"cannot use the configuration: {len(lines)} problems", *lines]))
+
+
 def validation_problems(error: ValidationError, document: Document) -> list[Problem]:
-    """Return what pydantic found, in plain words, in the order of the file."""
+    """Return what pydantic found, in plain words."""
     found = [_problem(item, document.data) for item in error.errors(include_url=False)]
     misspelt = {(*problem.path[:-1], problem.hint) for problem in found if problem.what == _UNKNOWN}
-    kept = [
+    return [
         problem
         for problem in dict.fromkeys(found)
         if problem.what != _MISSING or (*problem.path[:-1], f"did you mean '{problem.path[-1]}'?") not in misspelt
     ]
-    return sorted(kept, key=lambda problem: _order(document.places, problem))
 
 
 def unusable_account(path: DataPath, name: object) -> Problem:

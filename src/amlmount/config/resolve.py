@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amlmount.config.models import Config, ContainersSource, Mount, MountOptions, SourcePart
+from amlmount.config.problems import all_of
 from amlmount.config.profiles import PROFILES, PolicyOverrides, overrule
 from amlmount.config.spec import ContainerChoice, MountSpec, Ownership, Policy, SourceSpec
 from amlmount.config.store_models import LocalStore, dump_store
@@ -37,8 +38,17 @@ def find_daemon_user(*, is_system: bool | None = None, sudo_uid: int | None = No
 
 
 def resolve_all(config: Config, user: DaemonUser | None = None) -> dict[str, MountSpec]:
-    """Return every mount, resolved, in the order of the configuration. Raises ConfigError."""
-    return {name: resolve_mount(config, name, user) for name in config.mounts}
+    """Return every mount, resolved, in the order of the configuration. Raises one ConfigError for all that cannot."""
+    specs: dict[str, MountSpec] = {}
+    errors: list[ConfigError] = []
+    for name in config.mounts:
+        try:
+            specs[name] = resolve_mount(config, name, user)
+        except ConfigError as error:
+            errors.append(error)
+    if errors:
+        raise all_of(errors)
+    return specs
 
 
 def resolve_mount(config: Config, name: str, user: DaemonUser | None = None) -> MountSpec:
