@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,8 +159,8 @@ def _drain(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:
             lines.put(line)
 
 
-def make_certificates(folder: Path) -> tuple[Path, Path, Path]:
-    """Make an authority and a certificate for 127.0.0.1 and localhost; return authority, certificate, key.
+def make_certificates(folder: Path, hosts: Sequence[str] = ()) -> tuple[Path, Path, Path]:
+    """Make an authority and a certificate for 127.0.0.1, localhost and `hosts`; return authority, certificate, key.
 
     Two certificates, because rustls refuses one that is authority and server at once.
     """
@@ -171,9 +171,8 @@ def make_certificates(folder: Path) -> tuple[Path, Path, Path]:
     _run(openssl, "req", "-x509", *curve, "-keyout", ca_key, "-out", ca, "-days", 30, "-subj", "/CN=test", *authority)
     _run(openssl, "req", *curve, "-keyout", key, "-out", folder / "leaf.csr", "-subj", "/CN=127.0.0.1")
     extensions = folder / "extensions"
-    extensions.write_text(
-        "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=critical,CA:FALSE\nextendedKeyUsage=serverAuth\n"
-    )
+    names = ",".join(["IP:127.0.0.1", *(f"DNS:{host}" for host in ("localhost", *hosts))])
+    extensions.write_text(f"subjectAltName={names}\nbasicConstraints=critical,CA:FALSE\nextendedKeyUsage=serverAuth\n")
     signing = ["-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-days", 30, "-extfile", extensions]
     _run(openssl, "x509", "-req", "-in", folder / "leaf.csr", *signing, "-out", certificate)
     return ca, certificate, key

@@ -92,7 +92,8 @@ def test_the_environment_is_scrubbed() -> None:
         "HOME": "/home/me",
     }
     got = scrubbed("key", "/work", env)
-    assert {"MSI_ENDPOINT", "HTTPS_PROXY", "PATH", "HOME"} <= set(got) and got["HOME"] == "/work"
+    assert {"HTTPS_PROXY", "PATH", "HOME"} <= set(got) and got["HOME"] == "/work"
+    assert "MSI_ENDPOINT" not in got and "MSI_ENDPOINT" in scrubbed("msi", "/work", env), "an identity is for logins"
     assert not any(name.startswith(("AZURE_STORAGE", "SECRET", "BLOBFUSE")) for name in got)
     assert scrubbed("azcli", "/work", env)["HOME"] == "/home/me"
 

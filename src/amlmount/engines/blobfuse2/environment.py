@@ -14,14 +14,16 @@ AZURE_CLI = ("AZURE_CONFIG_DIR",)
 # Go's net/http, either spelling; and where Go looks for certificates.
 NETWORK = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
-PASSED = (*IDENTITY, *AZURE_CLI, *NETWORK, *CERTIFICATES)
+PASSED = (*AZURE_CLI, *NETWORK, *CERTIFICATES)
+WITH_IDENTITY = ("msi", "azcli")  # a login of the Azure CLI may be the machine's identity
 
 
 def scrubbed(mode: str, work_dir: str, env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment of a blobfuse2 whose storage mode is `mode`; HOME is its working directory.
 
-    Only `azcli` gets the real HOME, because the login lies there.
+    Only `azcli` gets the real HOME, because the login lies there; who logs in otherwise has no use for an identity.
     """
-    passed = {name: env[name] for name in PASSED if name in env}
+    names = (*PASSED, *IDENTITY) if mode in WITH_IDENTITY else PASSED
+    passed = {name: env[name] for name in names if name in env}
     home = env.get("HOME", "/") if mode == "azcli" else work_dir
     return base_env(**passed) | {"HOME": home}
