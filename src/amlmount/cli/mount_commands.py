@@ -11,7 +11,7 @@ import typer
 
 from amlmount.cli import launch
 from amlmount.cli.flush_command import drain_before_down
-from amlmount.cli.output import Console, Format, print_mounts, print_objects, print_table, raise_for
+from amlmount.cli.output import Console, Format, print_mounts, print_objects, print_table, raise_errors, raise_for
 from amlmount.cli.settings import complete_mount, console, locations, named_config, parse_duration, setting
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def up(
     """
     talk = console(ctx)
     if dry_run:
-        _print_plans(talk, _plan(ctx, names), output)
+        plans = _plan(ctx, names)
+        _print_plans(talk, plans, output)
+        raise_errors({plan["name"]: plan["error"] for plan in plans if plan["error"]}, len(plans), "mount")
         return
     outcome = _up(ctx, names, wait, timeout)
     if output is not Format.TABLE:

@@ -139,15 +139,19 @@ def age(seconds: float) -> str:
 
 def raise_for(outcome: "Outcome", verb: str) -> None:
     """Raise what an outcome with errors means for the exit code: one asked for, its own; some of several, partial."""
+    raise_errors({name: failure.to_json() for name, failure in outcome.errors.items()}, len(outcome.mounts), verb)
+
+
+def raise_errors(errors: dict[str, dict[str, Any]], mounts: int, verb: str) -> None:
+    """Do as `raise_for`, with errors as JSON by the name of the mount, of so many `mounts`."""
     from amlmount.errors import PartialError, from_json
 
-    if not outcome.errors:
+    if not errors:
         return
-    errors = {name: failure.to_json() for name, failure in outcome.errors.items()}
-    if len(outcome.mounts) == 1:
+    if mounts == 1:
         raise from_json(next(iter(errors.values())))
-    message = f"cannot {verb} {len(errors)} of {len(outcome.mounts)} mounts: {', '.join(errors)}"
-    if len(errors) < len(outcome.mounts):
+    message = f"cannot {verb} {len(errors)} of {mounts} mounts: {', '.join(errors)}"
+    if len(errors) < mounts:
         raise PartialError(message, details={"errors": errors})
     codes = {data["code"] for data in errors.values()}
     code = codes.pop() if len(codes) == 1 else "failed"
