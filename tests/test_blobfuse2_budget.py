@@ -50,11 +50,11 @@ def test_a_mount_gets_what_is_reasonable() -> None:
 @pytest.mark.parametrize(
     ("want", "others", "machine", "said"),
     [
-        (asked(cache_bytes=90 * GIB), [], MACHINE, "its cache wants 90.0 GiB in /c, 79.8 GiB are left there"),
-        (asked(cache_bytes=50 * GIB), [other(cache=40 * GIB)], MACHINE, "40.0 GiB promised to other mounts"),
-        (asked(), [], changed(free_disk_bytes=MIB), "its cache wants 64 MiB"),
-        (asked(memory_bytes=6 * GIB, needs_memory=True), [], MACHINE, "its blocks want 6.0 GiB of memory"),
-        (asked(needs_memory=True), [other(memory=4800 * MIB)], MACHINE, "its blocks want 115 MiB of memory"),
+        (asked(cache_bytes=90 * GIB), [], MACHINE, "its cache wants 96.6 GB in /c, 85.6 GB are left there"),
+        (asked(cache_bytes=50 * GIB), [other(cache=40 * GIB)], MACHINE, "42.9 GB promised to other mounts"),
+        (asked(), [], changed(free_disk_bytes=MIB), "its cache wants 67.1 MB"),
+        (asked(memory_bytes=6 * GIB, needs_memory=True), [], MACHINE, "its blocks want 6.44 GB of memory"),
+        (asked(needs_memory=True), [other(memory=4800 * MIB)], MACHINE, "121 MB"),
         (asked(), [], changed(inotify_used=128), "128 inotify instances are in use"),
         (asked(), [], changed(open_files_limit=256), "only 256 open files"),
         (asked(), [], changed(system_files_left=5), "out of open files"),
@@ -63,9 +63,9 @@ def test_a_mount_gets_what_is_reasonable() -> None:
 def test_what_does_not_fit_is_refused_with_numbers(
     want: Asked, others: list[Instance], machine: Machine, said: str
 ) -> None:
-    if "115 MiB" in said:
+    if "121 MB" in said:
         want = asked(memory_bytes=512 * MIB, needs_memory=True)
-        said = "115 MiB are left of 4.8 GiB for all mounts (4.7 GiB taken)"
+        said = "121 MB are left of 5.15 GB for all mounts (5.03 GB taken)"
     with pytest.raises(BusyError) as caught:
         grant(want, others, machine)
     assert said in caught.value.message and caught.value.hint

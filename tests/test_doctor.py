@@ -181,7 +181,7 @@ def test_the_command_prints_a_table_and_json(world: World) -> None:
     done = world.cli("doctor")
     assert "fusermount3" in done.stdout and "\x1b" not in done.stdout and done.stderr == ""
     found = json.loads(world.cli("doctor", "-o", "json").stdout)
-    assert {"name", "level", "text", "fix"} == set(found[0])
+    assert {"schema_version", "name", "level", "text", "fix"} == set(found[0])
     failed = any(finding["level"] == "fail" for finding in found)
     assert done.returncode == (1 if failed else 0)
 

@@ -111,7 +111,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 3 << 30})
     monkeypatch.setattr("amlmount.doctor.surroundings.shutil.disk_usage", lambda path: usage)
     found = surroundings.disks(())[0]
-    assert found.level == "warn" and "3.0 GiB" in found.text and "cannot be stopped" in found.text
+    assert found.level == "warn" and "3.22 GB" in found.text and "cannot be stopped" in found.text
 
 
 # --- packages and what others left -----------------------------------------------------------------------------------

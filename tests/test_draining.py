@@ -97,7 +97,7 @@ def test_whoever_flushes_is_answered_in_time(world: World) -> None:
         begun = time.monotonic()
         flushed = [world.cli("flush", "data", "--timeout", "1s") for _ in range(2)]
         assert time.monotonic() - begun < 12, "15 seconds is what a silent store is waited for"
-        assert all("9 bytes of 1 files are not in the store yet" in done.stderr for done in flushed), flushed
+        assert all("9 bytes of 1 file are not in the store yet" in done.stderr for done in flushed), flushed
         service.heal()
         service.ended.set()  # the connections that hang break, and what is sent again is taken
         done = world.cli("flush", "data", "--timeout", "30s")

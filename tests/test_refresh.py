@@ -219,7 +219,7 @@ def test_an_account_is_refreshed_and_warmed_container_by_container(world: World,
         done = world.cli("refresh", "all", part)
         assert (done.returncode, done.stderr) == (0, "all/data: nothing changed\n")
     warmed = world.cli("cache", "warm", "all")
-    assert "all/data: 1 files read (4 B)" in warmed.stderr and "all/more: 0 files read" in warmed.stderr
+    assert "all/data: 1 file read (4 B)" in warmed.stderr and "all/more: 0 files read" in warmed.stderr
     totals = world.cli("stats", "all").stdout
     assert "all/data" in totals and "OPERATION" not in totals, "which mount's operations would these be?"
 

@@ -73,6 +73,7 @@ def test_ls_lists_stores_logins_and_mounts(run: Any) -> None:
     ]
     rows = json.loads(run(stores, "ls", "-o", "json", mounts=mounts).stdout)
     assert rows[0] == {
+        "schema_version": 1,
         "name": "blob",
         "type": "azure_blob",
         "where": "acct/data",
@@ -125,7 +126,7 @@ def test_an_account_without_container_counts_its_containers(azurite: Azurite) ->
     account = azurite.new_account()
     azurite.new_container(account)
     names, last = steps_of(azurite.definition(account))
-    assert names == STEPS and last.detail == "1 containers"
+    assert names == STEPS and last.detail == "1 container"
 
 
 def test_each_step_can_be_the_one_that_fails(

@@ -61,7 +61,7 @@ def test_a_store_that_is_down_keeps_the_mount_up_and_loses_nothing(world: World,
     Path(world.root, "mnt", "a").write_bytes(b"data")
     assert Path(world.root, "mnt", "a").read_bytes() == b"data"
     flushed = world.cli("flush", "ckpt", "--timeout", "1s")
-    assert flushed.returncode == 124 and "4 bytes of 1 files are not in the store yet" in flushed.stderr
+    assert flushed.returncode == 124 and "4 bytes of 1 file are not in the store yet" in flushed.stderr
     refused = world.cli("down", "--timeout", "1s")
     assert refused.returncode == 8 and "--discard-dirty" in refused.stderr
     assert Path(world.root, "mnt", "a").read_bytes() == b"data"

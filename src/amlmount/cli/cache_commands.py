@@ -121,7 +121,8 @@ class _Caches:
                     self.config.cache, root, used_bytes=used, is_named=is_named_root(self.config.cache)
                 )
                 free = Disks().usage(root).free_bytes
-                found.append({"root": root, "used_bytes": used, "allowed_bytes": allowed, "free_bytes": free})
+                sizes = {"used_bytes": used, "allowed_bytes": allowed, "free_bytes": free}
+                found.append({"schema_version": 1, "root": root, **sizes})
         return found
 
 
@@ -171,7 +172,7 @@ def _remove(
 ) -> None:
     """Remove caches, or say that they would be; `also` are done already and only told."""
     from amlmount.cache import remove_cache
-    from amlmount.config.units import rough_size
+    from amlmount.config.units import counted, rough_size
     from amlmount.errors import AmlmountError, PartialError
 
     errors: dict[str, Any] = {}
@@ -190,7 +191,9 @@ def _remove(
         if not done and not errors:
             talk.note("nothing to remove")
     if errors:
-        raise PartialError(f"cannot remove {len(errors)} of {len(caches)} caches", details={"errors": errors})
+        raise PartialError(
+            f"cannot remove {len(errors)} of {counted(len(caches), 'cache')}", details={"errors": errors}
+        )
 
 
 def _as_json(cache: "CacheInfo", error: Exception) -> dict[str, Any]:
@@ -202,6 +205,7 @@ def _as_json(cache: "CacheInfo", error: Exception) -> dict[str, Any]:
 
 
 def _pin(ctx: typer.Context, name: str, glob: str, pinned: bool, output: Format) -> None:
+    from amlmount.config.units import counted
     from amlmount.errors import DaemonUnreachableError
 
     how = {"glob": glob, "pinned": pinned}
@@ -212,6 +216,7 @@ def _pin(ctx: typer.Context, name: str, glob: str, pinned: bool, output: Format)
         print_objects([{"schema_version": 1, "name": name, **answer}], output)
         return
     talk = console(ctx)
-    talk.note(f"{name}: {answer['files']} files {'pinned' if pinned else 'no longer pinned'}")
+    talk.note(f"{name}: {counted(answer['files'], 'file')} {'pinned' if pinned else 'no longer pinned'}")
     if pinned and answer["not_cached"]:
-        talk.note(f"{answer['not_cached']} are not in the cache: `amlmount cache warm {name} '{glob}'` brings them")
+        missing = counted(answer["not_cached"], "file")
+        talk.note(f"{missing} not in the cache: `amlmount cache warm {name} '{glob}'` brings them")

@@ -30,12 +30,13 @@ class Output(StrEnum):
 def check(ctx: typer.Context) -> None:
     """Say whether the configuration is right, and if not, what is wrong in which line."""
     from amlmount.config.resolve import resolve_all
+    from amlmount.config.units import counted
 
     loaded = _load(ctx)
     mounts = resolve_all(loaded.config, _daemon_user(ctx))
     for file in loaded.files:
         typer.echo(file)
-    typer.echo(f"right: {_count(len(loaded.config.stores), 'store')}, {_count(len(mounts), 'mount')}")
+    typer.echo(f"right: {counted(len(loaded.config.stores), 'store')}, {counted(len(mounts), 'mount')}")
 
 
 @config_app.command()
@@ -99,7 +100,3 @@ def _daemon_user(ctx: typer.Context) -> Any:
 
     sudo_uid = os.environ.get("SUDO_UID", "")
     return find_daemon_user(is_system=setting(ctx, "system"), sudo_uid=int(sudo_uid) if sudo_uid.isdigit() else None)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

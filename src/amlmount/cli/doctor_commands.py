@@ -64,6 +64,7 @@ def _examine_stores(ctx: typer.Context) -> "list[Finding]":
 
 def _write_bundle(ctx: typer.Context, path: Path, findings: "list[Finding]") -> None:
     from amlmount.cli import launch
+    from amlmount.config.units import counted
     from amlmount.doctor.bundle import Sources, write_bundle
     from amlmount.errors import AmlmountError
 
@@ -73,7 +74,7 @@ def _write_bundle(ctx: typer.Context, path: Path, findings: "list[Finding]") -> 
     told = None if mounts is None else [status.to_json() for status in mounts]
     sources = Sources(findings, told, _config_files(ctx), locations(ctx))
     count = len(write_bundle(str(path), sources))
-    console(ctx).note(f"wrote {path}: {count} files, without secrets; look through it before you send it")
+    console(ctx).note(f"wrote {path}: {counted(count, 'file')}, without secrets; look through it before you send it")
 
 
 def _config_files(ctx: typer.Context) -> list[Path]:

@@ -57,8 +57,11 @@ def drain(client: "DaemonClient", name: str, timeout_s: float, talk: Console) ->
 
 def what_is_left(found: dict[str, Any]) -> str:
     """Say what is not in the store yet."""
+    from amlmount.config.units import counted
+
     trouble = f" ({found['trouble']})" if found["trouble"] else ""
-    return f"{found['dirty_bytes']:,} bytes of {found['dirty_files']} files are not in the store yet{trouble}"
+    files = counted(found["dirty_files"], "file")
+    return f"{counted(found['dirty_bytes'], 'byte')} of {files} are not in the store yet{trouble}"
 
 
 def drain_before_down(client: "DaemonClient", names: list[str] | None, timeout_s: float, talk: Console) -> None:

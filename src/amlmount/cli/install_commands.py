@@ -205,11 +205,13 @@ def _show(talk: Console, plan: "Plan", report: "Report | None", output: Format) 
 
 
 def _verdict(plan: "Plan", report: "Report | None") -> str:
+    from amlmount.config.units import counted
+
     if not plan.steps:
         return "nothing to do" if plan.title == "install" else "nothing to take back"
     if report is None:
-        return f"{len(plan.steps)} steps to do"
-    return f"done: {len(report.done)} of {len(plan.steps)} steps"
+        return f"{counted(len(plan.steps), 'step')} to do"
+    return f"done: {len(report.done)} of {counted(len(plan.steps), 'step')}"
 
 
 @export_app.command("cloud-init")

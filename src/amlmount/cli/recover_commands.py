@@ -70,6 +70,7 @@ def _print_table(ctx: typer.Context, reports: "list[Report]") -> None:
 
 
 def _raise_for(name: str, reports: "list[Report]") -> None:
+    from amlmount.config.units import counted
     from amlmount.errors import PartialError
 
     kept = {report.folder: report.count("kept") for report in reports if report.count("kept")}
@@ -78,7 +79,7 @@ def _raise_for(name: str, reports: "list[Report]") -> None:
     pending = any(report.pending for report in reports)
     again = "run it again when the store can be reached" if pending else "compare them with the blobs, and copy by hand"
     raise PartialError(
-        f"cannot recover {sum(kept.values())} files of '{name}': they stay in {', '.join(kept)}",
+        f"cannot recover {counted(sum(kept.values()), 'file')} of '{name}': they stay in {', '.join(kept)}",
         hint=f"{again}; they are below data/ there",
         details={"kept": kept},
     )

@@ -41,7 +41,7 @@ def show(ctx: typer.Context, name: NameArgument, output: OutputOption = Format.T
     config = _load(ctx)
     fields = _details(config, _known(config, name))
     if output is not Format.TABLE:
-        typer.echo(json.dumps(fields, indent=2 if output is Format.JSON else None))
+        typer.echo(json.dumps({"schema_version": 1, **fields}, indent=2 if output is Format.JSON else None))
         return
     for key, value in fields.items():
         text = value if isinstance(value, str) else json.dumps(value)
@@ -59,7 +59,7 @@ def test(ctx: typer.Context, name: NameArgument, output: OutputOption = Format.T
         if output is Format.TABLE:
             _print_step(console(ctx), step, detail, error)
     if output is not Format.TABLE:
-        report = {"name": name, "ok": failure is None, "steps": steps}
+        report = {"schema_version": 1, "name": name, "ok": failure is None, "steps": steps}
         typer.echo(json.dumps(report, indent=2 if output is Format.JSON else None))
     if failure is not None:
         raise typer.Exit(failure.exit_code)
@@ -99,6 +99,7 @@ def _known(config: "Config", name: str) -> str:
 def _row(config: "Config", name: str) -> dict[str, Any]:
     store = config.stores[name]
     return {
+        "schema_version": 1,
         "name": name,
         "type": store.type,
         "where": _where(store),

@@ -106,7 +106,7 @@ class _WarmUp:
             yield from (part[index] for index in missing)
 
     def _tell(self, progress: "Progress", skipped: int, took_s: float) -> None:
-        from amlmount.config.units import rough_size
+        from amlmount.config.units import counted, rough_size
         from amlmount.errors import PartialError
 
         done = progress.files - len(progress.failed)
@@ -115,10 +115,12 @@ class _WarmUp:
             result |= {"skipped": skipped, "failed": len(progress.failed), "seconds": round(took_s, 3)}
             print_objects([result], self._output)
         else:
-            self.line.say(f"{done} files read ({rough_size(progress.bytes)}), {skipped} were there already")
+            self.line.say(
+                f"{counted(done, 'file')} read ({rough_size(progress.bytes)}), {skipped:,} were there already"
+            )
         if progress.failed:
             raise PartialError(
-                f"cannot read {len(progress.failed)} of {progress.files} files of '{self._name}'",
+                f"cannot read {len(progress.failed)} of {counted(progress.files, 'file')} of '{self._name}'",
                 hint="; ".join(f"{path}: {os.strerror(n).lower()}" for path, n in progress.failed[:MAX_NAMED]),
             )
 
@@ -136,7 +138,8 @@ class _Line:
     def show(self, progress: "Progress", files: int, size_bytes: int, took_s: float) -> None:
         """Show how far it is."""
         if self._output is Format.JSONL:
-            typer.echo(json.dumps({"progress": {"files": progress.files, "bytes": progress.bytes, "of_files": files}}))
+            far = {"files": progress.files, "bytes": progress.bytes, "of_files": files}
+            typer.echo(json.dumps({"schema_version": 1, "name": self._name, "progress": far}))
         elif self._talk.quiet or self._output is Format.JSON:
             return
         elif sys.stderr.isatty():
@@ -159,12 +162,14 @@ class _Line:
             self._is_open = False
 
     def _text(self, progress: "Progress", files: int, size_bytes: int, took_s: float) -> str:
-        from amlmount.config.units import rough_size
+        from amlmount.config.units import counted, rough_size
 
         rate = progress.bytes / took_s if took_s > 0 else 0.0
         left = f", {(size_bytes - progress.bytes) / rate:.0f} s left" if rate and progress.bytes < size_bytes else ""
         amount = f"{rough_size(progress.bytes)} of {rough_size(size_bytes)}"
-        return f"{self._name}: {progress.files} of {files} files, {amount}, {rough_size(int(rate))}/s{left}"
+        return (
+            f"{self._name}: {progress.files:,} of {counted(files, 'file')}, {amount}, {rough_size(int(rate))}/s{left}"
+        )
 
 
 def _batched(found: "list[FoundFile]") -> "Iterator[tuple[FoundFile, ...]]":

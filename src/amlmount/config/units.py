@@ -120,6 +120,11 @@ def _bare(written: str, unit: str) -> str:
     return f"a number needs its unit, as in {written}{unit}" if re.fullmatch(NUMBER, written) else ""
 
 
+def counted(number: int, what: str) -> str:
+    """Write how many there are of something: `1 file`, `2,000 files`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def rough_size(size_bytes: int) -> str:
     """Write a size for people: `0 B`, `10.7 GB`, three digits at most."""
     size, unit = float(size_bytes), "B"

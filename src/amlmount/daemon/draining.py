@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from amlmount.config.spec import MountSpec
+from amlmount.config.units import counted
 from amlmount.errors import AmlmountError
 from amlmount.systemd import notify
 
@@ -100,4 +101,4 @@ def _sent(found: dict[str, Any]) -> tuple[int, int]:
 
 
 def _left(found: dict[str, Any]) -> str:
-    return f"{found['dirty_bytes']} bytes of {found['dirty_files']} files"
+    return f"{counted(found['dirty_bytes'], 'byte')} of {counted(found['dirty_files'], 'file')}"

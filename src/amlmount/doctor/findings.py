@@ -19,9 +19,9 @@ class Finding:
     text: str
     fix: str | None = None
 
-    def to_json(self) -> dict[str, str | None]:
+    def to_json(self) -> dict[str, str | int | None]:
         """Return it as JSON-able data."""
-        return asdict(self)
+        return {"schema_version": 1, **asdict(self)}
 
 
 Check = Callable[[], list[Finding]]

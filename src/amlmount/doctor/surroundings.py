@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Mapping
 
+from amlmount.config.units import rough_size
 from amlmount.doctor.findings import Finding
 from amlmount.installer.releases import find_release, read_os_release
 from amlmount.installer.sources import read_sources
@@ -31,13 +32,13 @@ def disks(temporary: tuple[str, ...] = TEMPORARY_DISKS) -> list[Finding]:
     free = shutil.disk_usage("/").free
     found = []
     if free < OS_DISK_FREE:
-        text = f"{free / GIB:.1f} GiB are free on /: a compute instance that runs full cannot be stopped or started"
+        text = f"{rough_size(free)} are free on /: a compute instance that runs full cannot be stopped or started"
         found.append(Finding("disk /", "warn", text, "du -xh --max-depth=2 / | sort -h | tail"))
     else:
-        found.append(Finding("disk /", "ok", f"{free / GIB:.0f} GiB are free"))
+        found.append(Finding("disk /", "ok", f"{rough_size(free)} are free"))
     for path in temporary:
         if path in mounted:
-            text = f"{path}: {shutil.disk_usage(path).free / GIB:.0f} GiB are free, for caches; emptied at every stop"
+            text = f"{path}: {rough_size(shutil.disk_usage(path).free)} are free, for caches; emptied at every stop"
             return [*found, Finding("temporary disk", "ok", text)]
     raw = sorted(name for name in _list("/dev/disk/azure/local/by-index"))
     if raw:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from amlmount.config.models import HealthConfig
-from amlmount.config.units import rough_size
+from amlmount.config.units import counted, rough_size
 from amlmount.errors import AccessDeniedError, NotFoundError
 from amlmount.health.prober import Answer
 from amlmount.mounts import MountEntry
@@ -53,7 +53,7 @@ def judge_place(status: MountStatus, entry: MountEntry | None, cover: MountEntry
 def judge_answer(answer: Answer, timeout_s: float, waiting: int | None) -> Condition:
     """Answering: `waiting` is how many requests are not answered yet."""
     if answer.error is None:
-        requests = f"; {waiting} requests wait" if waiting else ""
+        requests = f"; {counted(waiting, 'request')} waiting" if waiting else ""
         return _say("Answering", "False", "Silent", f"no answer within {timeout_s:g} s{requests}")
     if answer.error == errno.ENOTCONN:
         return _say("Answering", "False", "Dead", "its server has gone (transport endpoint is not connected)")
@@ -143,7 +143,7 @@ def judge_errors(before: EngineTally | None, now: EngineTally, config: HealthCon
         return _say("ErrorsRare", "True", "Few", "its callers get few errors")
     if requests < FEW_REQUESTS:
         return None
-    text = f"{failures} of {requests} requests of its callers failed since the last look"
+    text = f"{failures} of {counted(requests, 'request')} of its callers failed since the last look"
     return _say("ErrorsRare", "False", "ManyErrors", text)
 
 

@@ -21,6 +21,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-able data."""
         return {
+            "schema_version": 1,
             "title": self.title,
             "present": list(self.present),
             "steps": [to_json(step) for step in self.steps],

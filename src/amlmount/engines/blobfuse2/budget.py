@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from amlmount.config.units import rough_size
 from amlmount.errors import BusyError
 from amlmount.recovery import Instance
 
@@ -109,8 +110,8 @@ def _memory(asked: Asked, taken: int, machine: Machine) -> int:
     if wanted > left:
         raise _refused(
             asked,
-            f"its blocks want {_said(wanted)} of memory, {_said(max(left, 0))} are left of "
-            f"{_said(int(machine.memory_bytes * MEMORY_SHARE))} for all mounts ({_said(taken)} taken)",
+            f"its blocks want {rough_size(wanted)} of memory, {rough_size(max(left, 0))} are left of "
+            f"{rough_size(int(machine.memory_bytes * MEMORY_SHARE))} for all mounts ({rough_size(taken)} taken)",
             "take another mount down, or write `blobfuse2: {block_cache: {mem-size-mb: ...}}`",
         )
     return wanted
@@ -122,8 +123,8 @@ def _disk(asked: Asked, taken: int, machine: Machine) -> int:
     if wanted > left:
         raise _refused(
             asked,
-            f"its cache wants {_said(wanted)} in {asked.base}, {_said(max(left, 0))} are left there "
-            f"({_said(taken)} promised to other mounts)",
+            f"its cache wants {rough_size(wanted)} in {asked.base}, {rough_size(max(left, 0))} are left there "
+            f"({rough_size(taken)} promised to other mounts)",
             "free some space, set cache.root to a larger disk, or give it less with max-size-mb",
         )
     return wanted
@@ -131,10 +132,6 @@ def _disk(asked: Asked, taken: int, machine: Machine) -> int:
 
 def _refused(asked: Asked, why: str, hint: str) -> BusyError:
     return BusyError(f"cannot mount '{asked.mount}': {why}", hint=hint)
-
-
-def _said(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else f"{size_bytes // MIB} MiB"
 
 
 def _memory_limit() -> int:

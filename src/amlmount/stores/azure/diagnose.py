@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
+from amlmount.config.units import counted
 from amlmount.errors import AccessDeniedError, AmlmountError, ContainerNotFoundError, NetworkError
 from amlmount.stores.azure import open_azure
 from amlmount.stores.azure.auth import Authorizer, Bearer, Sas
@@ -147,7 +148,7 @@ class _Probe:
 
     def list_one(self) -> str:
         if not self._where.container:
-            return f"{len(self._store.list_containers())} containers"
+            return counted(len(self._store.list_containers()), "container")
         try:
             page = next(self._store.list(page_size=1), None)
         except ContainerNotFoundError as error:
