@@ -1,5 +1,6 @@
 """One daemon, a mount for every fault that can be made: the right condition turns, in time, and nothing else does."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -18,6 +19,9 @@ import pytest
 import yaml
 
 from amlmount.client import DaemonClient
+from amlmount.health import Prober, judge_answer
+from amlmount.mounts import open_and_mount
+from amlmount.states import KINDS
 from daemons import poll
 from drivers import Account, Driver, sh
 from fakeblob import FakeBlobService
@@ -38,7 +42,10 @@ EVERY_FAULT = {
     ("clock", "ClockOff"),
     ("silent", "StoreSilent"),
     ("revoked", "AccessRefused"),
+    ("busy", "StoreTrouble"),
     ("expiring", "CredentialEndsSoon"),
+    ("expiring", "CredentialEnded"),
+    ("unread", "CredentialUnreadable"),
     ("late", "UploadsLate"),
     ("failing", "ManyErrors"),
     ("full", "DiskFull"),
@@ -157,9 +164,11 @@ def test_every_fault_turns_its_condition_and_no_other(
     for name in ("well", "killed", "stopped", "hidden"):
         ground.local(name)
     ground.local("full", read_only=False, state_dir=f"{small_disk}/state")
-    for name in ("silent", "revoked", "failing"):
+    for name in ("silent", "revoked", "busy", "failing"):
         ground.remote(name, fake)
     ground.remote("expiring", fake, {"sas_token": {"file": sas}})
+    ground.sas(unread := f"{world.root}/unread", timedelta(days=30))
+    ground.remote("unread", fake, {"sas_token": {"file": unread}})
     ground.remote("late", fake, read_only=False, durability="journal")
     ground.remote("clock", other)
     ground.up()
@@ -167,11 +176,19 @@ def test_every_fault_turns_its_condition_and_no_other(
     poll(lambda: all("StoreReachable" in types(mount) for mount in ground.status()), "no store was looked at")
 
     other_clock(ground, other)
-    store_faults(ground, fake, sas)
+    store_faults(ground, fake)
+    credential_faults(ground, sas, unread)
+    failing_requests(ground, fake)
     mount_faults(ground, small_disk)
     assert set(alarms(world)) - {REPLACED} == EVERY_FAULT, "not even for a moment does anything else turn"
     assert world.cli("check", "well").returncode == 0
     assert world.cli("down", "--discard-dirty", "--lazy").returncode == 0
+
+
+def test_every_reason_is_brought_about_with_something_real() -> None:
+    """By a daemon here; `Dead` and the next with the kernel's own answers; what nobody serves any more by `check`."""
+    elsewhere = {"Dead", "AnswersWithError", "Unmounted", "StoreGone"}
+    assert {reason for _, reason in EVERY_FAULT} | elsewhere == {reason for kind in KINDS for reason in kind.reasons}
 
 
 def is_another(ground: Ground, pid: int) -> bool:
@@ -193,7 +210,7 @@ def other_clock(ground: Ground, other: FakeBlobService) -> None:
     ground.recovers("clock")
 
 
-def store_faults(ground: Ground, fake: FakeBlobService, sas: str) -> None:
+def store_faults(ground: Ground, fake: FakeBlobService) -> None:
     fake.fail("silence", 10**6, when=asks("silent"))
     ground.turns("silent", "StoreSilent", "store")
     assert ground.of("silent")["state"] == "degraded" and ground.of("silent")["last_error"]["code"] == "network"
@@ -208,12 +225,28 @@ def store_faults(ground: Ground, fake: FakeBlobService, sas: str) -> None:
     fake.heal()
     ground.recovers("revoked")
 
+    fake.fail("status", 10**6, when=asks("busy"), status=503, code="ServerBusy")
+    ground.turns("busy", "StoreTrouble", "store")
+    fake.heal()
+    ground.recovers("busy")
+
+
+def credential_faults(ground: Ground, sas: str, unread: str) -> None:
     ground.sas(sas, timedelta(hours=2))
     ground.turns("expiring", "CredentialEndsSoon", "store")
     assert ground.of("expiring")["state"] == "mounted", "it is a warning"
+    ground.sas(sas, timedelta(hours=-2))
+    ground.turns("expiring", "CredentialEnded", "store")
     ground.sas(sas, timedelta(days=30))
     ground.recovers("expiring")
 
+    os.chmod(unread, 0o644)
+    ground.turns("unread", "CredentialUnreadable", "store")
+    os.chmod(unread, 0o600)
+    ground.recovers("unread")
+
+
+def failing_requests(ground: Ground, fake: FakeBlobService) -> None:
     fake.fail("status", 10**6, when=lambda asked: asks("late")(asked) and asked.method == "PUT", status=500)
     sh(f"echo precious > {ground.target('late')}/new", timeout_s=20)
     ground.turns("late", "UploadsLate", "mount")
@@ -319,6 +352,21 @@ class One:
         wanted, begun = {reason} - {None}, time.monotonic()
         poll(lambda: reasons(status_of(self.world)[0], "False") == wanted, f"not {wanted} in time", 15)
         assert time.monotonic() - begun < WITHIN_S[within], f"{reason}: later than it says"
+
+
+def test_a_dead_mount_is_told_from_one_that_answers_with_an_error(mountpoint: str) -> None:
+    fuse_fd = open_and_mount(mountpoint, source="t", read_only=True, allow_other=True, default_permissions=True)
+    os.close(fuse_fd)
+
+    async def reasons_of(*paths: str) -> list[str]:
+        prober = Prober()
+        try:
+            return [judge_answer(await prober.ask("attributes", path, 10), 10, None).reason for path in paths]
+        finally:
+            prober.close()
+
+    dead, wrong, well = asyncio.run(reasons_of(mountpoint, f"{os.path.dirname(mountpoint)}/nothing", "/"))
+    assert (dead, wrong, well) == ("Dead", "AnswersWithError", "Answered")
 
 
 def test_check_of_what_is_not_there(world: World) -> None:

@@ -40,6 +40,10 @@ def pair(world: World) -> Pair:
     return make_pair(world)
 
 
+# What is told only of mounts that a process serves; a test with real ones sees them.
+OF_REAL_MOUNTS = {f"amlmount_mount_{name}" for name in ("condition", "memory_bytes", "cpu_seconds_total")}
+
+
 def spread(*microseconds: int) -> Spread:
     timings = Timings()
     for one in microseconds:
@@ -151,6 +155,8 @@ def test_a_mount_that_hangs_is_shown_as_it_was_and_asked_once(tmp_path: Path) ->
         assert 'amlmount_build_info{version="1.2"} 1' in text
         assert 'amlmount_requests_total{mount="a",operation="read"} 10' in text
         assert 'amlmount_mount_figures_age_seconds{mount="a"}' in text
+        told = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+        assert told == set(METRICS) - OF_REAL_MOUNTS, "each line of the page is of something that is told"
         await world.supervisor.down(None, lazy=False, timeout_s=5)
         assert await measurer.measure(within_s=1) == []
         measurer.close()
@@ -193,6 +199,7 @@ def test_figures_of_real_mounts(pair: Pair, sandbox: Sandbox) -> None:
     assert found['amlmount_read_bytes_total{mount="red"}'] == 3
     assert found['amlmount_store_request_seconds_count{mount="red",request="read"}'] == 1
     assert found['amlmount_mount_condition{mount="red",condition="Mounted"}'] == 1
+    assert {name.partition("{")[0] for name in found} >= OF_REAL_MOUNTS
     on_socket = samples(DaemonClient(f"{world.runtime_dir}/amlmount.sock").metrics())
     assert on_socket.keys() == found.keys() and on_socket['amlmount_read_bytes_total{mount="red"}'] == 3
     for path in ("/v1/status", "/v1/stats", "/"):
