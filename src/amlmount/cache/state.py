@@ -22,6 +22,14 @@ def assign_state(specs: Sequence[MountSpec], places: Locations) -> list[MountSpe
     return [spec if spec.read_only or spec.state_dir else _with_state(spec, places) for spec in specs]
 
 
+def container_state(account: MountSpec, spec: MountSpec) -> str | None:
+    """Return where a mount of one container of an account keeps it: each for itself, as only one can write there."""
+    if account.state_dir is None:
+        return None
+    base = account.state_dir if account.state_dir_is_named else os.path.dirname(account.state_dir)
+    return os.path.join(base, _own_name(spec))
+
+
 def why_not_lasting(path: str, *, disks: Disks | None = None) -> str | None:
     """Return what keeps a directory from outliving a stop of the machine, None if nothing is known to."""
     machine = disks or Disks()
@@ -36,6 +44,9 @@ def why_not_lasting(path: str, *, disks: Disks | None = None) -> str | None:
 
 
 def _with_state(spec: MountSpec, places: Locations) -> MountSpec:
+    return spec.model_copy(update={"state_dir": os.path.join(str(places.state_dir), NAME, _own_name(spec))})
+
+
+def _own_name(spec: MountSpec) -> str:
     digest = blake2b(spec.name.encode(), digest_size=4).hexdigest()
-    name = f"{_PLAIN.sub('_', spec.name)[:64]}-{digest}"
-    return spec.model_copy(update={"state_dir": os.path.join(str(places.state_dir), NAME, name)})
+    return f"{_PLAIN.sub('_', spec.name)[:64]}-{digest}"

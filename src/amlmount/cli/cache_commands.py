@@ -4,17 +4,19 @@
 """
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from amlmount.cli import launch, warm_command
-from amlmount.cli.output import Console, Format, age, print_objects, print_table
+from amlmount.cli.output import Console, Format, age, for_each, print_objects, print_table
 from amlmount.cli.settings import complete_mount, console, locations, named_config, setting
 
 if TYPE_CHECKING:
     from amlmount.cache import CacheInfo
-    from amlmount.config.models import Config
+    from amlmount.config.models import Config, Mount
+    from amlmount.states import MountStatus
 
 cache_app = typer.Typer(no_args_is_help=True, help="Look after the caches on disk.")
 cache_app.command()(warm_command.warm)
@@ -70,10 +72,10 @@ def clear(
     from amlmount.errors import NotFoundError
 
     caches = _Caches(ctx)
-    if name is not None and name not in caches.wanted:
+    meant = caches.found if name is None else caches.of(name)
+    if name is not None and not meant and name not in caches.wanted:
         known = ", ".join(caches.wanted) or "none"
         raise NotFoundError(f"cannot find a mount with a cache called '{name}'", hint=f"mounts with a cache: {known}")
-    meant = [cache for cache in caches.found if name is None or cache.path in caches.wanted[name]]
     served = [cache for cache in meant if cache.state == "used"]
     for cache in served if not dry_run else []:
         _clear_served(ctx, cache)
@@ -107,7 +109,19 @@ class _Caches:
         self._roots = list(dict.fromkeys([*used_roots(places), *named, *temporary_roots(), str(places.cache_root)]))
         self.wanted = _wanted(self.config, self._roots, ctx)
         wanted = [path for paths in self.wanted.values() for path in paths]
-        self.found = find_caches(self._roots, places, wanted, _in_use(ctx))
+        self._accounts = {name for name, mount in self.config.mounts.items() if _is_account(mount)}
+        self.found = [self._known(cache) for cache in find_caches(self._roots, places, wanted, _in_use(ctx))]
+
+    def of(self, name: str) -> "list[CacheInfo]":
+        """Return the caches of a mount; of an account, or of one of its containers, by the name they bear."""
+        if name.partition("/")[0] in self._accounts:
+            return [cache for cache in self.found if f"{cache.name}/".startswith(f"{name}/")]
+        return [cache for cache in self.found if cache.path in self.wanted.get(name, ())]
+
+    def _known(self, cache: "CacheInfo") -> "CacheInfo":
+        """Tell the cache of an account's container from those that are left: which it has, only the store knows."""
+        is_kept = cache.state == "left" and cache.name.partition("/")[0] in self._accounts
+        return replace(cache, state="kept") if is_kept else cache
 
     def roots(self) -> list[dict[str, Any]]:
         """Return for each root that has caches what they take, what they may, and what is free."""
@@ -124,6 +138,12 @@ class _Caches:
                 sizes = {"used_bytes": used, "allowed_bytes": allowed, "free_bytes": free}
                 found.append({"schema_version": 1, "root": root, **sizes})
         return found
+
+
+def _is_account(mount: "Mount") -> bool:
+    from amlmount.config.models import ContainersSource
+
+    return isinstance(mount.source, ContainersSource)
 
 
 def _config(ctx: typer.Context) -> "Config":
@@ -205,18 +225,39 @@ def _as_json(cache: "CacheInfo", error: Exception) -> dict[str, Any]:
 
 
 def _pin(ctx: typer.Context, name: str, glob: str, pinned: bool, output: Format) -> None:
-    from amlmount.config.units import counted
-    from amlmount.errors import DaemonUnreachableError
+    """Ask each mount that is meant. Of an account, containers without a match are left out unless all are."""
+    from amlmount.errors import DaemonUnreachableError, UsageError
 
-    how = {"glob": glob, "pinned": pinned}
-    answer = launch.ask(ctx, lambda client: client.ask_cache(name, "cache_pin", how, timeout_s=PIN_TIMEOUT_S))
-    if answer is None:
+    talk, how = console(ctx), {"glob": glob, "pinned": pinned}
+    mounts = launch.ask(ctx, lambda client: launch.mounts_called(client, name))
+    client = launch.find_daemon(ctx)
+    if mounts is None or client is None:
         raise DaemonUnreachableError(f"cannot ask '{name}': no daemon runs", hint=f"run: amlmount up {name}")
-    if output is not Format.TABLE:
-        print_objects([{"schema_version": 1, "name": name, **answer}], output)
+    answers: dict[str, dict[str, Any]] = {}
+    unmatched: list[UsageError] = []
+
+    def ask_one(status: "MountStatus") -> None:
+        try:
+            answers[status.name] = client.ask_cache(status.name, "cache_pin", how, timeout_s=PIN_TIMEOUT_S)
+        except UsageError as error:
+            unmatched.append(error)
+
+    try:
+        for_each(talk, mounts, "ask", ask_one)
+    finally:
+        _tell_pins(talk, answers, glob, pinned, output)
+    if unmatched and not answers:
+        raise unmatched[0]
+
+
+def _tell_pins(talk: Console, answers: dict[str, dict[str, Any]], glob: str, pinned: bool, output: Format) -> None:
+    from amlmount.config.units import counted
+
+    if output is not Format.TABLE and answers:
+        print_objects([{"schema_version": 1, "name": mount, **answer} for mount, answer in answers.items()], output)
         return
-    talk = console(ctx)
-    talk.note(f"{name}: {counted(answer['files'], 'file')} {'pinned' if pinned else 'no longer pinned'}")
-    if pinned and answer["not_cached"]:
-        missing = counted(answer["not_cached"], "file")
-        talk.note(f"{missing} not in the cache: `amlmount cache warm {name} '{glob}'` brings them")
+    for mount, answer in answers.items():
+        talk.note(f"{mount}: {counted(answer['files'], 'file')} {'pinned' if pinned else 'no longer pinned'}")
+        if pinned and answer["not_cached"]:
+            missing = counted(answer["not_cached"], "file")
+            talk.note(f"{missing} not in the cache: `amlmount cache warm {mount} '{glob}'` brings them")

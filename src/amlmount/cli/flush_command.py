@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amlmount.cli import launch
-from amlmount.cli.output import Console, Format, print_objects
+from amlmount.cli.output import Console, Format, for_each, print_objects
 from amlmount.cli.settings import complete_mount, console, parse_duration
 
 if TYPE_CHECKING:
     from amlmount.client import DaemonClient
+    from amlmount.states import MountStatus
 
 SLICE_S = 2.0  # how often progress is told
 
@@ -23,25 +24,42 @@ def flush(
     timeout: Annotated[float, typer.Option(parser=parse_duration, metavar="TIME", help="Wait this long.")] = "5m",  # type: ignore[assignment]
     output: Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")] = Format.TABLE,
 ) -> None:
-    """Wait until the store has everything that was written through a mount.
+    """Wait until the store has everything that was written through a mount; of an account, through each of its mounts.
 
     What cannot be sent stays on the local disk and is tried again; exit code 124 says so.
     """
-    from amlmount.errors import DaemonUnreachableError, WaitTimeoutError
+    from amlmount.errors import DaemonUnreachableError
 
     talk = console(ctx)
-    found = launch.ask(ctx, lambda client: drain(client, name, timeout, talk))
-    if found is None:
+    mounts = launch.ask(ctx, lambda client: launch.mounts_called(client, name))
+    if mounts is None:
         raise DaemonUnreachableError(f"cannot flush '{name}': no daemon runs", hint="`amlmount up` starts one")
-    if output is not Format.TABLE:
-        print_objects([{"schema_version": 1, "name": name, **found}], output)
+    objects: list[dict[str, Any]] = []
+
+    def flush_one(status: "MountStatus") -> None:
+        found = launch.ask(ctx, lambda client: drain(client, status.name, timeout, talk)) or {}
+        objects.append({"schema_version": 1, "name": status.name, **found})
+        _check_done(status.name, found, timeout)
+        if output is Format.TABLE:
+            talk.note(f"{status.name}: everything is in the store")
+
+    try:
+        for_each(talk, mounts, "flush", flush_one)
+    finally:
+        if output is not Format.TABLE and objects:
+            print_objects(objects, output)
+
+
+def _check_done(name: str, found: dict[str, Any], timeout_s: float) -> None:
+    from amlmount.errors import DaemonUnreachableError, WaitTimeoutError
+
+    if not found:
+        raise DaemonUnreachableError(f"cannot flush '{name}': the daemon has ended", hint="`amlmount up` starts one")
     if not found["is_done"]:
         raise WaitTimeoutError(
-            f"cannot flush '{name}' within {timeout:g} s: {what_is_left(found)}",
+            f"cannot flush '{name}' within {timeout_s:g} s: {what_is_left(found)}",
             hint="it is kept and sent as soon as the store takes it; look again with: amlmount flush " + name,
         )
-    if output is Format.TABLE:
-        talk.note(f"{name}: everything is in the store")
 
 
 def drain(client: "DaemonClient", name: str, timeout_s: float, talk: Console) -> dict[str, Any]:

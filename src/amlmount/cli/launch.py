@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from amlmount.config.locations import Locations
     from amlmount.errors import AmlmountError
     from amlmount.run import Process
+    from amlmount.states import MountStatus
 
 START_TIMEOUT_S = 60.0
 MAX_STARTS = 20
@@ -49,6 +50,12 @@ def find_daemon(ctx: typer.Context) -> "DaemonClient | None":
             return client
         wait_until_gone(info["pid"])
     raise DaemonUnreachableError("cannot reach the daemon: it is ending and does not get there", hint="see its log")
+
+
+def mounts_called(client: "DaemonClient", name: str) -> "list[MountStatus]":
+    """Return the mounts a name stands for: of an account that of each container. Raises NotFoundError."""
+    found = client.status([name])
+    return [status for status in found if status.name != name] or found
 
 
 def ask(ctx: typer.Context, question: "Callable[[DaemonClient], Answer]") -> "Answer | None":

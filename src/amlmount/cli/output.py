@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +140,21 @@ def age(seconds: float) -> str:
 def raise_for(outcome: "Outcome", verb: str) -> None:
     """Raise what an outcome with errors means for the exit code: one asked for, its own; some of several, partial."""
     raise_errors({name: failure.to_json() for name, failure in outcome.errors.items()}, len(outcome.mounts), verb)
+
+
+def for_each(talk: Console, mounts: "Sequence[MountStatus]", verb: str, act: "Callable[[MountStatus], None]") -> None:
+    """Do something with each mount: one that fails is told and does not keep the next from it; raises at the end."""
+    from amlmount.errors import AmlmountError
+
+    errors: dict[str, dict[str, Any]] = {}
+    for status in mounts:
+        try:
+            act(status)
+        except AmlmountError as error:
+            errors[status.name] = error.to_json()
+            if len(mounts) > 1:
+                talk.note(f"{status.name}: {error.message}")
+    raise_errors(errors, len(mounts), verb)
 
 
 def raise_errors(errors: dict[str, dict[str, Any]], mounts: int, verb: str) -> None:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amlmount.cli import launch
-from amlmount.cli.output import Console, Format, print_objects
+from amlmount.cli.output import Console, Format, for_each, print_objects
 from amlmount.cli.settings import complete_mount, console, parse_duration
 
 if TYPE_CHECKING:
     from amlmount.cache.warming import FoundFile, Progress
     from amlmount.client import DaemonClient
+    from amlmount.states import MountStatus
 
 ASKED_AT_ONCE = 1000
 ANSWER_S = 60.0
@@ -42,22 +43,24 @@ def warm(
     """
     from amlmount.errors import DaemonUnreachableError
 
-    status = launch.ask(ctx, lambda client: client.status([name]))
+    mounts = launch.ask(ctx, lambda client: launch.mounts_called(client, name))
     client = launch.find_daemon(ctx)
-    if status is None or client is None:
+    if mounts is None or client is None:
         raise DaemonUnreachableError(f"cannot warm '{name}': no daemon runs", hint=f"run: amlmount up {name}")
-    # Of an account each container is a mount, with a cache of its own.
-    meant = [one for one in status if one.name != name] or status
-    for one in meant:
-        _check_mounted(one.name, one.state)
-    for one in meant:
-        warmup = _WarmUp(client, one.name, one.target, console(ctx), output)
+    talk = console(ctx)
+
+    def warm_one(status: "MountStatus") -> None:
+        _check_mounted(status.name, status.state)
+        warmup = _WarmUp(client, status.name, status.target, talk, output)
         try:
             warmup.run(glob, since, jobs)
         except KeyboardInterrupt:
             warmup.line.end()
-            console(ctx).note("interrupted: what was read stays; the same command goes on from there")
+            talk.note("interrupted: what was read stays; the same command goes on from there")
             raise
+
+    # Of an account each container is a mount, with a cache of its own.
+    for_each(talk, mounts, "warm", warm_one)
 
 
 class _WarmUp:

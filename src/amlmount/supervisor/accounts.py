@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amlmount.cache.places import directory_name
+from amlmount.cache.state import container_state
 from amlmount.config.resolve import container_spec
 from amlmount.config.spec import MountSpec
 from amlmount.errors import AmlmountError
@@ -53,7 +54,7 @@ class _Account:
         return [f"{self.spec.name}/{container}" for container in self.chosen]
 
     def specs(self) -> list[MountSpec]:
-        """Its mounts, each with a cache directory of its own."""
+        """Its mounts, each with directories of its own for the cache and for what is not sent yet."""
         return [self._placed(container_spec(self.spec, container)) for container in self.chosen]
 
     def choose(self, containers: Iterable[str]) -> None:
@@ -69,10 +70,10 @@ class _Account:
         )
 
     def _placed(self, spec: MountSpec) -> MountSpec:
-        if self.spec.cache_dir is None:
-            return spec
-        place = os.path.join(os.path.dirname(self.spec.cache_dir), directory_name(spec))
-        return spec.model_copy(update={"cache_dir": place})
+        cache_dir = self.spec.cache_dir
+        if cache_dir is not None:
+            cache_dir = os.path.join(os.path.dirname(cache_dir), directory_name(spec))
+        return spec.model_copy(update={"cache_dir": cache_dir, "state_dir": container_state(self.spec, spec)})
 
 
 class AccountSupervisor(Supervisor):
@@ -120,12 +121,13 @@ class AccountSupervisor(Supervisor):
         return super().needed or any(account.wanted and account.failure for account in self._accounts.values())
 
     def status(self, names: Sequence[str] | None = None) -> list[MountStatus]:
-        """See Supervisor; an account has a line of its own, ahead of those of its mounts."""
+        """See Supervisor; an account that is meant has a line of its own, ahead of those of its mounts."""
         found = {status.name: status for status in super().status(self._members(names))}
         lines: list[MountStatus] = []
         for account in self._meant(names):
             members = [found.pop(name) for name in account.members if name in found]
-            lines += [_summary(account, members), *members]
+            is_meant = names is None or account.spec.name in names
+            lines += [_summary(account, members), *members] if is_meant else members
         return [*found.values(), *lines]
 
     async def plan(self, names: Sequence[str] | None) -> list[Plan]:

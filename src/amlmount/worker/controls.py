@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from amlmount.errors import AmlmountError, UsageError, WaitTimeoutError
+from amlmount.errors import AmlmountError, NotFoundError, UsageError, WaitTimeoutError
 from amlmount.fuse.notify import Notifier
 from amlmount.vfs.base import FileSystem
 from amlmount.vfs.filesystem import BlobFileSystem
@@ -89,10 +89,26 @@ class Refresher:
                 self._files.on_change = told
             if not self._news.settle(KERNEL_PATIENCE_S):
                 raise WaitTimeoutError("cannot have the kernel forget what it knows: it does not get to it")
+        if asked.get("path") and not changes:
+            self._require(asked["path"])
         kinds = [_kind(change) for change in changes]
         names = [[kind, self._path(change)] for kind, change in zip(kinds, changes[:MAX_NAMES], strict=False)]
         counts = {kind: kinds.count(kind) for kind in ("added", "removed", "changed")}
         return counts | {"names": names, "more": len(changes) - len(names)}
+
+    def _require(self, path: str) -> None:
+        """Raise NotFoundError for a path that leads nowhere; one that has just gone is among the changes."""
+        node = self._files.root()
+        try:
+            for segment in path.split("/"):
+                node = self._files.lookup(node.node_id, segment.encode("utf-8", "surrogateescape"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFoundError(
+                f"cannot refresh '{path}': there is no such file or folder in the mount",
+                hint="a path is written as below the mount, or with its target in front",
+            ) from None
+        except OSError:
+            return  # it cannot be told now
 
     def _path(self, change: Change) -> str:
         parts, node_id, root_id = [change.name], change.parent_id, self._files.root().node_id
