@@ -18,6 +18,7 @@ from amlmount.vfs.content.keys import identity_of
 from amlmount.vfs.nodes import Source
 from amlmount.vfs.writing import WritableFileSystem, recover
 from amlmount.vfs.writing import filesystem as writing_filesystem
+from amlmount.vfs.writing import reading as writing_reading
 from amlmount.vfs.writing.attempts import Attempt
 from amlmount.vfs.writing.disk import DATA, KEPT
 from amlmount.vfs.writing.live import WritingOptions
@@ -276,7 +277,7 @@ def all_steps(tmp_path: Path, durability: str) -> int:
 @pytest.fixture(autouse=True)
 def small_wholes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have `old` edited in part, not fetched whole first."""
-    monkeypatch.setattr(writing_filesystem, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(writing_reading, "WHOLE_BYTES", 1000)
 
 
 @pytest.fixture(params=["store", "journal", "journal, sent at once"])

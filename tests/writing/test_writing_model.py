@@ -23,7 +23,7 @@ from amlmount.stores.azure import open_azure
 from amlmount.stores.base import ObjectStore
 from amlmount.stores.local import LocalStore
 from amlmount.stores.memory import MemoryStore
-from amlmount.vfs.writing import filesystem as writing_filesystem
+from amlmount.vfs.writing import reading as writing_reading
 from fakeblob import FakeBlobService
 from writing.ground import Handle, Tree, content_of, open_tree
 from writing.lengths import EXAMPLES, STEPS
@@ -275,7 +275,7 @@ def case_of(make_store: Any, **options: Any) -> type[Sides]:
 def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that are changed are fetched first, or only what is changed of them is here."""
     if request.param == "in part":
-        monkeypatch.setattr(writing_filesystem, "WHOLE_BYTES", 4)
+        monkeypatch.setattr(writing_reading, "WHOLE_BYTES", 4)
 
 
 @pytest.mark.timeout(1800)

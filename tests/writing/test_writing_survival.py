@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from amlmount.fuse.negotiate import CAP_VARIABLE
 from amlmount.stores.base import ObjectStore
 from amlmount.stores.local import LocalStore
 from mounting import until
@@ -38,10 +39,20 @@ def outside(tmp_path: Path) -> ObjectStore:
     return LocalStore(str(tmp_path / "store"))
 
 
-@pytest.fixture(params=["store", "journal"])
-def mount(request: pytest.FixtureRequest, outside: ObjectStore, mountpoint: str, tmp_path: Path) -> Iterator[Mount]:
+@pytest.fixture(params=["store", "journal", "journal, on an older kernel"])
+def mount(
+    request: pytest.FixtureRequest,
+    outside: ObjectStore,
+    mountpoint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Mount]:
+    """On the older one every write comes to the worker, and requests are not sent again by the kernel."""
+    durability, _, kernel = request.param.partition(", ")
+    if kernel:
+        monkeypatch.setenv(CAP_VARIABLE, "39")
     definition: dict[str, object] = {"type": "local", "path": str(tmp_path / "store")}
-    with mounted(writable_spec(definition, mountpoint, str(tmp_path / "state"), durability=request.param)) as one:
+    with mounted(writable_spec(definition, mountpoint, str(tmp_path / "state"), durability=durability)) as one:
         yield one
 
 

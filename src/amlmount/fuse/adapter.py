@@ -134,7 +134,7 @@ class ReadOnlyAdapter:
         """Learn whether the kernel can do without OPEN; whoever promised it once must keep to it."""
         self._no_open = Feature.NO_OPEN_SUPPORT in negotiated.features
         if self._handles is not None and Feature.PASSTHROUGH in negotiated.features:
-            self._handles.backings = self._backings
+            self._handles.inodes.backings = self._backings
 
     def handle(self, request: Request, *, may_wait: bool) -> Reply:
         """Answer one request; see `session.Handler`."""

@@ -11,7 +11,9 @@ import itertools
 import logging
 import os
 import struct
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -115,48 +117,70 @@ class _OpenInode:
     count: int = 0
 
 
-class Handles:
-    """What is open on a connection; used by the thread that reads its requests, and by no other."""
+class OpenInodes:
+    """Which inodes are open, and how the kernel reads and writes each. Methods may be called from any thread.
 
-    def __init__(self, files: OpenFiles, flags: OpenFlag, ledger: Ledger | None = None) -> None:
-        """`flags` is what an OPEN is answered with when the kernel does not read the file by itself.
+    `backings` registers files, once it is known that the kernel can read them; `ledger` has what a predecessor left
+    open, and gets what is opened here.
+    """
 
-        `ledger` has what a predecessor left open, and gets what is opened here.
-        """
-        self._files = files
-        self._flags = flags
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self.backings: BackingFiles | None = None
         self._ledger = ledger
-        self._numbers = itertools.count(time.time_ns())  # those of a successor never meet ours
+        self._lock = threading.Lock()
         self._handles: dict[int, Open] = {one.handle: one for one in (ledger.left() if ledger else ())}
-        self._nodes: dict[int, Node] = {}  # of the handles we made
         self._inodes: dict[int, _OpenInode] = {}
         for one in self._handles.values():
-            inode = self._inodes.setdefault(one.node_id, _OpenInode(one.backing_id))
+            self._inodes.setdefault(one.node_id, _OpenInode(one.backing_id)).count += 1
+
+    @property
+    def may_back(self) -> bool:
+        """Say whether it is worth looking for a file."""
+        return self.backings is not None and self.backings.is_usable
+
+    def enter(self, handle: int, node_id: int, find_file: Callable[[], int | None]) -> tuple[int, bool]:
+        """Count a handle, which is the inode's first or like the others. Returns the backing id, 0 if it is cached,
+        and whether that is of what `find_file` found: a descriptor that is closed here, asked for at the first handle.
+        """
+        with self._lock:
+            self._strike(handle)  # of a request that is sent again, because it was never answered
+            inode, is_first = self._inodes.get(node_id), False
+            if inode is None:
+                inode = self._inodes[node_id] = _OpenInode(self._back(find_file))
+                is_first = inode.backing_id > 0
             inode.count += 1
-        self.backings: BackingFiles | None = None
+            slot = self._ledger.enter(handle, node_id, inode.backing_id) if self._ledger else 0
+            self._handles[handle] = Open(handle, node_id, inode.backing_id, slot)
+            return inode.backing_id, is_first
 
-    def open(self, node: Node) -> bytes:
-        """Return the reply to an OPEN. Raises OSError ESTALE if this version of the file is gone."""
-        self._files.opened(node)
-        inode = self._inodes.get(node.node_id)
-        if inode is None:
-            inode = self._inodes[node.node_id] = _OpenInode(self._back(node))
-        inode.count += 1
-        handle = next(self._numbers)
-        slot = self._ledger.enter(handle, node.node_id, inode.backing_id) if self._ledger else 0
-        self._handles[handle] = Open(handle, node.node_id, inode.backing_id, slot)
-        self._nodes[handle] = node
-        return OPEN_OUT.pack(handle, OpenFlag.PASSTHROUGH if inode.backing_id else self._flags, inode.backing_id)
+    def _back(self, find_file: Callable[[], int | None]) -> int:
+        if self.backings is None or not self.backings.is_usable:
+            return 0
+        fd = find_file()
+        if fd is None:
+            return 0
+        try:
+            return self.backings.register(fd)
+        finally:
+            os.close(fd)
 
-    def release(self, handle: int) -> None:
-        """Forget a handle, ours or a predecessor's."""
+    def leave(self, handle: int) -> None:
+        """Forget a handle, ours or a predecessor's; one that is not known is fine."""
+        with self._lock:
+            self._strike(handle)
+
+    def is_backed(self, node_id: int) -> bool:
+        """Say whether an inode is open, and the kernel reads and writes a file in its stead."""
+        with self._lock:
+            inode = self._inodes.get(node_id)
+            return inode is not None and inode.backing_id > 0
+
+    def _strike(self, handle: int) -> None:
         known = self._handles.pop(handle, None)
         if known is None:
             return
         if self._ledger:
             self._ledger.strike(known.slot)
-        if node := self._nodes.pop(handle, None):
-            self._files.released(node)
         inode = self._inodes[known.node_id]
         inode.count -= 1
         if inode.count == 0:
@@ -164,13 +188,28 @@ class Handles:
             if inode.backing_id and self.backings:
                 self.backings.close(inode.backing_id)
 
-    def _back(self, node: Node) -> int:
-        if self.backings is None or not self.backings.is_usable:
-            return 0
-        fd = self._files.whole_file(node)
-        if fd is None:
-            return 0
-        try:
-            return self.backings.register(fd)
-        finally:
-            os.close(fd)
+
+class Handles:
+    """Handles of a mount that is only read; used by the thread that reads its requests, and by no other."""
+
+    def __init__(self, files: OpenFiles, flags: OpenFlag, ledger: Ledger | None = None) -> None:
+        """`flags` is what an OPEN is answered with when the kernel does not read the file by itself."""
+        self.inodes = OpenInodes(ledger)
+        self._files = files
+        self._flags = flags
+        self._numbers = itertools.count(time.time_ns())  # those of a successor never meet ours
+        self._nodes: dict[int, Node] = {}  # of the handles we made
+
+    def open(self, node: Node) -> bytes:
+        """Return the reply to an OPEN. Raises OSError ESTALE if this version of the file is gone."""
+        self._files.opened(node)
+        handle = next(self._numbers)
+        backing_id, _ = self.inodes.enter(handle, node.node_id, lambda: self._files.whole_file(node))
+        self._nodes[handle] = node
+        return OPEN_OUT.pack(handle, OpenFlag.PASSTHROUGH if backing_id else self._flags, backing_id)
+
+    def release(self, handle: int) -> None:
+        """Forget a handle, ours or a predecessor's."""
+        self.inodes.leave(handle)
+        if node := self._nodes.pop(handle, None):
+            self._files.released(node)

@@ -5,17 +5,18 @@ crash the kernel sends again what was not answered: what is noted as done is the
 """
 
 import errno
-import itertools
 import os
 import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, cast
 
 from amlmount.config.spec import Ownership, Policy
 from amlmount.fuse.adapter import ReadOnlyAdapter
+from amlmount.fuse.handles import BackingFiles, Ledger, OpenInodes
 from amlmount.fuse.negotiate import Feature, Negotiated, Offer, offer_for
 from amlmount.fuse.protocol import (
     ENTRY_OUT,
@@ -52,6 +53,7 @@ from amlmount.vfs.writing.namespace import Namespace
 from amlmount.vfs.writing.renaming import Renaming
 
 MAX_WRITE_BYTES = 1 << 20
+_MAX_TURNS = 8
 RENAME_NOREPLACE = 1  # include/uapi/linux/fs.h
 FALLOC_KEEP_SIZE = 1  # include/uapi/linux/falloc.h
 _REFUSED = {
@@ -78,18 +80,29 @@ def writing_offer(policy: Policy) -> Offer:
     """
     offer = offer_for(policy)
     features = offer.features & ~(Feature.NO_OPEN_SUPPORT | Feature.PASSTHROUGH | Feature.AUTO_INVAL_DATA)
+    if not policy.direct_io:
+        features |= Feature.PASSTHROUGH
     return replace(offer, features=features | Feature.ATOMIC_O_TRUNC, max_write_bytes=MAX_WRITE_BYTES)
 
 
 class WritingAdapter(ReadOnlyAdapter):
     """A Handler over a writable file system, for one connection."""
 
-    def __init__(self, fs: WritableFileSystem, policy: Policy, ownership: Ownership) -> None:
-        super().__init__(fs, policy, ownership)
+    def __init__(
+        self,
+        fs: WritableFileSystem,
+        policy: Policy,
+        ownership: Ownership,
+        *,
+        backings: BackingFiles | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        super().__init__(fs, policy, ownership, backings=backings)
         self._files = fs
+        self._inodes = OpenInodes(ledger)
+        fs.is_backed = self._inodes.is_backed
         self._names = Namespace(fs)
         self._renaming = Renaming(self._names)
-        self._numbers = itertools.count(time.time_ns())  # those of a successor never meet ours
         self._opens: dict[int, _Open] = {}
         waiting: dict[int, Callable[[Request], Reply]] = {
             Opcode.SETATTR: self._setattr,
@@ -118,7 +131,9 @@ class WritingAdapter(ReadOnlyAdapter):
         )
 
     def begin(self, negotiated: Negotiated) -> None:
-        """Every open is asked for here, whatever the kernel could do without."""
+        """Learn whether the kernel can write files by itself; every open is asked for here."""
+        if Feature.PASSTHROUGH in negotiated.features:
+            self._inodes.backings = self._backings
 
     def undelivered(self, request: Request, reply: Reply) -> None:
         """Take back the references and handles of a reply whose caller is gone."""
@@ -138,17 +153,44 @@ class WritingAdapter(ReadOnlyAdapter):
 
     def _open(self, request: Request, may_wait: bool) -> Reply:
         flags = cast(OpenIn, request.body).flags
+        if not may_wait and self._inodes.is_backed(request.node_id):
+            raise WouldBlock
         node = self._files.open_file(request.node_id, flags, may_wait=may_wait)
-        return self._opened(node, flags)
+        return self._opened(node, flags, request)
 
-    def _opened(self, node: Node, flags: int) -> bytes:
-        handle, is_writer = next(self._numbers), flags & os.O_ACCMODE != os.O_RDONLY
+    def _opened(self, node: Node, flags: int, request: Request) -> bytes:
+        """Return the reply for a new handle. Its number is the request's: sent again, it is the same handle."""
+        handle, is_writer = request.unique & ~UNIQUE_RESEND, flags & os.O_ACCMODE != os.O_RDONLY
+        try:
+            backing_id = self._back(node, flags, handle)
+        except BaseException:
+            self._inodes.leave(handle)
+            self._files.close_file(node)
+            raise
         self._opens[handle] = _Open(node, is_writer)
         answer = OpenFlag.DIRECT_IO if self._policy.direct_io else OpenFlag.KEEP_CACHE
-        return OPEN_OUT.pack(handle, answer if is_writer else answer | OpenFlag.NOFLUSH, 0)
+        if backing_id:
+            answer = OpenFlag.PASSTHROUGH
+        return OPEN_OUT.pack(handle, answer if is_writer else answer | OpenFlag.NOFLUSH, backing_id)
+
+    def _back(self, node: Node, flags: int, handle: int) -> int:
+        """Count a handle, and let the kernel write by itself where it may; each has to be told of the other first."""
+        for _ in range(_MAX_TURNS):
+            fd, epoch = self._files.empty_file(node, flags) or (None, None)
+            try:
+                find_file = partial(os.dup, fd) if fd is not None else _no_file
+                backing_id, is_first = self._inodes.enter(handle, node.node_id, find_file)
+            finally:
+                if fd is not None:
+                    os.close(fd)
+            if not backing_id or self._files.begin_direct(node, flags, epoch if is_first else None):
+                return backing_id
+            self._inodes.leave(handle)  # it has got another data file meanwhile
+        raise OSError(errno.EBUSY, "cut by somebody else again and again while it was opened")
 
     def _release(self, request: Request, may_wait: bool) -> Reply:
         handle = cast(ReleaseIn, request.body).fh
+        self._inodes.leave(handle)
         opened = self._opens.get(handle)
         node = opened.node if opened else self._files.known(request.node_id)
         if node is not None and node.kind is NodeKind.FILE:
@@ -157,6 +199,7 @@ class WritingAdapter(ReadOnlyAdapter):
         return b""
 
     def _close(self, handle: int) -> None:
+        self._inodes.leave(handle)
         opened = self._opens.pop(handle, None)
         if opened is not None:
             self._files.close_file(opened.node)
@@ -203,7 +246,7 @@ class WritingAdapter(ReadOnlyAdapter):
     def _create(self, request: Request) -> Reply:
         body, attempt = body_of(request, parse_create), self._attempt(request)
         node = self._names.create(request.node_id, _checked(body.name), body.flags, attempt)
-        return self._entered(attempt, node) + self._opened(node, body.flags)
+        return self._entered(attempt, node) + self._opened(node, body.flags, request)
 
     def _mknod(self, request: Request) -> Reply:
         body, attempt = body_of(request, parse_mknod), self._attempt(request)
@@ -261,6 +304,10 @@ class WritingAdapter(ReadOnlyAdapter):
         attempt.end()
         self._files.remember(node)
         return self._packer.entry(node)
+
+
+def _no_file() -> None:
+    return None
 
 
 def _in_the_pool(operation: Callable[[Request], Reply]) -> Any:

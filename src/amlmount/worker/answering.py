@@ -19,15 +19,16 @@ def adapter_for(
     files: BlobFileSystem, spec: MountSpec, descriptor: int, ledger: Ledger | None
 ) -> tuple[ReadOnlyAdapter, Offer]:
     """Return what answers the requests of a mount, and what is asked of the kernel."""
+    backings = BackingFiles(descriptor)
     if spec.read_only:
-        backings = BackingFiles(descriptor)
         adapter = ReadOnlyAdapter(files, spec.policy, spec.ownership, backings=backings, ledger=ledger)
         return adapter, offer_for(spec.policy)
     from amlmount.fuse.writing import WritingAdapter, writing_offer
     from amlmount.vfs.writing import WritableFileSystem
 
     assert isinstance(files, WritableFileSystem)
-    return WritingAdapter(files, spec.policy, spec.ownership), writing_offer(spec.policy)
+    writing = WritingAdapter(files, spec.policy, spec.ownership, backings=backings, ledger=ledger)
+    return writing, writing_offer(spec.policy)
 
 
 def take_up_writing(files: BlobFileSystem, spec: MountSpec, news: News, *, is_successor: bool) -> None:

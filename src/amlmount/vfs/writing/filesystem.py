@@ -9,7 +9,8 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from amlmount.config.spec import Policy
@@ -19,22 +20,21 @@ from amlmount.vfs.base import Node, NodeKind, WouldBlock
 from amlmount.vfs.errno import as_os_error
 from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
 from amlmount.vfs.writing.ahead import SendingAhead, cut
-from amlmount.vfs.writing.live import LiveTree, WritingOptions
+from amlmount.vfs.writing.live import WritingOptions
 from amlmount.vfs.writing.livefile import LiveFile
 from amlmount.vfs.writing.outcomes import UploadNews
+from amlmount.vfs.writing.reading import LiveReading
 from amlmount.vfs.writing.sending import Sender, own_mark
 from amlmount.vfs.writing.standing import WritingStats, look_at
-from amlmount.vfs.writing.uploads import Uploads
+from amlmount.vfs.writing.uploads import MAPPED_S, Uploads
 
-# A blob up to this is fetched whole before a part of it is changed, so that a conflict loses nothing of our side.
-WHOLE_BYTES = 8 << 20
 # A new file is promised and then often renamed (`write tmp; fsync; rename`): until then it is not sent.
 RENAMED_WITHIN_S = 1.0
 ASK_AGAIN_S = 5.0  # how long a store that refused writing is believed to go on refusing
 log = logging.getLogger(__name__)
 
 
-class WritableFileSystem(LiveTree):
+class WritableFileSystem(LiveReading):
     """A file system, and everything that changes it. What each operation promises is in docs/semantics.md."""
 
     def __init__(
@@ -51,6 +51,7 @@ class WritableFileSystem(LiveTree):
             self.ledger,
             Sender(self.ledger, self._on_committed, self._on_stored),
             self._tell,
+            self._settle,
             threads=options.upload_threads,
         )
         self.uploads.timings, self.news = self.tally.uploads, UploadNews()
@@ -71,8 +72,9 @@ class WritableFileSystem(LiveTree):
         assert isinstance(node, FileNode)
         self.refuse_if_refused(node.source)
         file = self.enliven(node, is_emptied=bool(flags & os.O_TRUNC))
-        with file.lock:
-            if flags & os.O_TRUNC:
+        is_cut = bool(flags & os.O_TRUNC)
+        with self._changing(file, 0 if is_cut else None):
+            if is_cut:
                 self._resize(file, 0)
             with self._lock:
                 file.opens += 1
@@ -87,6 +89,14 @@ class WritableFileSystem(LiveTree):
         self.opened(node)
         return node
 
+    def begin_direct(self, node: Node, flags: int, epoch: int | None) -> bool:
+        """See DirectTree.begin_direct; what may be mapped is looked at again and again."""
+        if not super().begin_direct(node, flags, epoch):
+            return False
+        if isinstance(node, LiveFile) and node.state.mapped:
+            self.uploads.enqueue(node, MAPPED_S)
+        return True
+
     def close_file(self, node: Node, *, may_wait: bool = True) -> None:
         """Take a handle back; what is then still dirty (written through a mapping) goes to the store by itself."""
         file = self._tree.nodes.get(node.node_id)
@@ -96,8 +106,10 @@ class WritableFileSystem(LiveTree):
                 del self._readers[node.node_id]
             self.released(node)
             return
-        if file.opens == 1 and file.is_dirty and not may_wait:
+        if not may_wait and (file.state.is_direct or (file.opens == 1 and file.is_dirty)):
             raise WouldBlock
+        if file.state.is_direct:
+            self.end_direct(file)
         with self._lock:
             file.opens = max(file.opens - 1, 0)
             is_last = not file.opens
@@ -112,6 +124,8 @@ class WritableFileSystem(LiveTree):
             self.uploads.promise(file)
             self.uploads.enqueue(file)
             return
+        if file.state.mapped:
+            return  # looked at again and again until the kernel forgets it
         with file.lock:
             if not file.opens and not file.is_dirty:
                 if file.state.has_data or file.state.whole:
@@ -133,13 +147,6 @@ class WritableFileSystem(LiveTree):
         """See OpenFiles.released."""
         if not isinstance(node, LiveFile):
             super().released(node)
-
-    def whole_file(self, node: Node) -> int | None:
-        """Never: the kernel would go on reading a file that is being changed."""
-        return None
-
-    def use_page_cache(self, store_page: Any) -> None:
-        """Do not: what was fetched ahead might reach the kernel after what was written since."""
 
     def refuse_if_refused(self, source: Source) -> None:
         """Raise EACCES if the store lets nothing be written; asked again after a while."""
@@ -168,7 +175,7 @@ class WritableFileSystem(LiveTree):
     def write(self, node_id: int, offset: int, data: bytes | memoryview, *, may_wait: bool = True) -> int:
         """Change bytes of a file that is open for writing; returns how many. Raises OSError (ENOSPC, ESTALE...)."""
         file = self._live(node_id)
-        self._fetch_if_small(file, may_wait)
+        self.fetch_if_small(file, may_wait)
         if not file.lock.acquire(blocking=may_wait):
             raise WouldBlock
         try:
@@ -196,13 +203,29 @@ class WritableFileSystem(LiveTree):
             raise OSError(errno.EISDIR, "is a directory")
         file = self.enliven(node, is_emptied=not size_bytes)
         if size_bytes:
-            self._fetch_if_small(file, may_wait=True)
-        with file.lock:
+            self.fetch_if_small(file, may_wait=True)
+        with self._changing(file, size_bytes):
             self._resize(file, size_bytes)
         if by_name or not file.opens:
             self.flush(node_id)
         if not file.opens:
             self._settle(file)
+
+    @contextmanager
+    def _changing(self, file: LiveFile, size_bytes: int | None) -> Iterator[None]:
+        """Hold the lock of a file that is to be cut (None: it is not). Raises OSError.
+
+        What is promised of it must not be cut away. Else the rest goes on in another data file, but not if the kernel
+        writes into this one: then it is sent first.
+        """
+        while True:
+            with file.lock:
+                state = file.state
+                is_less = size_bytes is not None and size_bytes < state.size
+                if not (is_less and file.is_pending and self.is_written_directly(file)):
+                    yield
+                    return
+            self.flush_to_store(file)
 
     def _resize(self, file: LiveFile, size_bytes: int) -> None:
         state, before, was_clean = file.state, file.state.size, file.state.change == file.state.stored
@@ -233,8 +256,8 @@ class WritableFileSystem(LiveTree):
             return
         with file.lock:
             file.state.mtime_ns = mtime_ns
-            if file.is_dirty:
-                self._touched(file, False, mtime_ns)
+            if file.is_dirty or file.state.is_direct:  # what the kernel wrote before this will not show any more
+                self._touched(file, not file.is_dirty, mtime_ns)
                 file.stamp(mtime_ns)
                 self._note(file, self.ledger.restate)
                 return
@@ -259,76 +282,6 @@ class WritableFileSystem(LiveTree):
         self._on_committed(file)
         self._on_stored(file)
 
-    def read(self, node_id: int, offset: int, size_bytes: int, *, may_wait: bool = True) -> bytes | memoryview:
-        """See FileSystem.read; of a file that is being written, what was written last."""
-        file = self.node(node_id)
-        if not isinstance(file, LiveFile):
-            return super().read(node_id, offset, size_bytes, may_wait=may_wait)
-        if not file.lock.acquire(blocking=may_wait):
-            raise WouldBlock
-        try:
-            self._refuse_displaced(file)
-            wanted = min(size_bytes, file.state.size - offset)
-            pieces = list(file.pieces(offset, wanted)) if wanted > 0 else []
-            if not may_wait and not file.source.store.is_local and not all(is_here for _, _, is_here in pieces):
-                raise WouldBlock
-            local = [file.read_local(start, end) if is_here else None for start, end, is_here in pieces]
-            version = self._version(file)
-        finally:
-            file.lock.release()
-        try:
-            parts = [
-                self._read_version(version, start, end - start) if data is None else data
-                for data, (start, end, _) in zip(local, pieces, strict=True)
-            ]
-        except OSError as error:
-            if error.errno != errno.ESTALE or not self._is_new_version(file, version, may_wait):
-                raise
-            return self.read(node_id, offset, size_bytes, may_wait=may_wait)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _is_new_version(self, file: LiveFile, version: FileNode, may_wait: bool) -> bool:
-        """Say whether an upload of ours has replaced the version that was just asked for; one may be under way."""
-        if not may_wait:
-            raise WouldBlock
-        with file.sending, file.lock:
-            return file.state.etag != version.etag
-
-    def _version(self, file: LiveFile) -> FileNode:
-        state = file.state
-        info = ObjectInfo(state.name, state.base_size, state.etag, state.mtime_ns)
-        return FileNode(file.node_id, file.ino, file.parent_id, file.name, file.source, info)
-
-    def _read_version(self, version: FileNode, start: int, length: int) -> bytes | memoryview:
-        if self._content is not None and not version.source.store.is_local:
-            return self._content.read(version, start, length, may_wait=True)
-        return self._download(version, start, length)
-
-    def _fetch_if_small(self, file: LiveFile, may_wait: bool) -> None:
-        """Have all of a small file here before a part of it is changed."""
-        state = file.state
-        if state.whole or state.base_end > WHOLE_BYTES:
-            return
-        if not may_wait:
-            raise WouldBlock
-        self.fetch_all(file)
-
-    def fetch_all(self, file: LiveFile) -> None:
-        """Have all of a file here. Waits for an upload of it that is under way. Raises OSError."""
-        with file.sending, file.lock:
-            state, version = file.state, self._version(file)
-            if state.whole:
-                return
-            self._refuse_displaced(file)
-            for start, end in list(state.held.gaps(0, state.base_end)):
-                for place in range(start, end, WHOLE_BYTES):
-                    length = min(WHOLE_BYTES, end - place)
-                    self.disk.write(file.fd(), self._download(version, place, length), place)
-                    state.held.add(place, place + length)
-            file.fd()
-            state.whole, state.base_end = True, 0
-            self._note(file, self.ledger.restate)
-
     # Making it last
 
     def flush(self, node_id: int) -> None:
@@ -337,6 +290,7 @@ class WritableFileSystem(LiveTree):
         if not isinstance(file, LiveFile):
             return
         self._refuse_displaced(file)
+        file.notice_now()
         if not file.is_dirty:
             return
         if self.options.durability == "journal" and self._pending_bytes() <= self.options.max_pending_bytes:
@@ -360,6 +314,7 @@ class WritableFileSystem(LiveTree):
 
     def writing_stats(self) -> WritingStats:
         """Return what is not in the store yet."""
+        self.look_at_all()
         return look_at(list(self.ledger.files.values()), self.disk)
 
     def close(self) -> None:

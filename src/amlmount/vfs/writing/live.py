@@ -81,6 +81,7 @@ class LiveTree(BlobFileSystem):
             self._refuse_displaced(node)
             if node.state.id not in self.ledger.files and not node.is_unlinked:
                 raise OSError(errno.ESTALE, "an ordinary inode has its name by now")
+            node.notice_now()
             if is_emptied or node.is_dirty or node.opens or node.is_unlinked:
                 return node
         present = None if is_emptied else self._look(node)
@@ -149,7 +150,7 @@ class LiveTree(BlobFileSystem):
             return  # whoever holds it looks again
         try:
             with self._lock:
-                if file.nlookup > 0 or file.opens or file.is_dirty or not self.ledger.knows(file):
+                if file.is_wanted or not self.ledger.knows(file):
                     return
                 parent = self._tree.nodes.get(file.parent_id)
                 if isinstance(parent, DirectoryNode) and self._tree.is_current(file):

@@ -22,11 +22,16 @@ if TYPE_CHECKING:
     from amlmount.vfs.writing.ahead import Ahead
 
 PIECE_BYTES = 4 << 20
+NOT_DIRECT = -1
 
 
 @dataclass(slots=True)
 class State:
-    """All of a live file that a successor, or the next start, must know. `whole`: the data file is all of it."""
+    """All of a live file that a successor, or the next start, must know. `whole`: the data file is all of it.
+
+    `direct`: the epoch whose data file the kernel writes into without our hearing of it; `mapped`: perhaps through a
+    mapping, too, which outlives the handle that it was made with.
+    """
 
     id: int
     node_id: int
@@ -46,6 +51,8 @@ class State:
     stored: int = 0
     epoch: int = 0
     has_data: bool = False
+    direct: int = NOT_DIRECT
+    mapped: bool = False
     metadata: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -64,6 +71,11 @@ class State:
         return state
 
     @property
+    def is_direct(self) -> bool:
+        """Say whether the data file may be another than when it was looked at last."""
+        return self.direct == self.epoch
+
+    @property
     def data_name(self) -> str:
         """Where its data is in the state directory; another epoch is another file."""
         return f"{DATA}/{self.id:08x}-{self.epoch}"
@@ -80,6 +92,7 @@ class LiveFile(FileNode):
         "is_displaced",
         "is_unlinked",
         "lock",
+        "noticed",
         "opens",
         "outdated",
         "promise",
@@ -106,6 +119,7 @@ class LiveFile(FileNode):
         self.is_displaced = False  # somebody else has the name now
         self.was_sent = False  # an attempt was begun: the store may have it without our knowing
         self.ahead: Ahead | None = None  # what was sent of it before it is closed
+        self.noticed: tuple[int, int] | None = None  # length and time of a data file that the kernel writes into
         self.trouble: Exception | None = None
         self.dirty_since = time.time()
         self._disk = disk
@@ -120,6 +134,11 @@ class LiveFile(FileNode):
     def is_pending(self) -> bool:
         """Say whether somebody was promised what the store does not have yet."""
         return self.state.promised > self.state.stored and not self.is_unlinked and not self.is_displaced
+
+    @property
+    def is_wanted(self) -> bool:
+        """Say whether the kernel, a program or the store could still want to hear of it. Needs the tree lock, too."""
+        return self.nlookup > 0 or self.opens > 0 or self.is_dirty or self.state.is_direct
 
     def show(self) -> None:
         """Let the inode's attributes be those of the state."""
@@ -139,6 +158,7 @@ class LiveFile(FileNode):
         """Give the data file a time: of a whole file a successor takes it from there."""
         if self.state.whole:
             self._disk.stamp(self.fd(), mtime_ns)
+            self.noticed = self._disk.measure_open(self.fd())[0], mtime_ns
 
     def close_data(self) -> None:
         """Close the descriptor; the data stays."""
@@ -152,6 +172,7 @@ class LiveFile(FileNode):
         names = [*self.outdated, *([self.state.data_name] if self.state.has_data else [])]
         self.outdated = []
         self.state.has_data = False
+        self.state.direct, self.state.mapped = NOT_DIRECT, False
         self.state.held, self.state.dirty, self.state.whole = Extents(), Extents(), False
         self.state.base_end = self.state.size
         return names
@@ -160,6 +181,59 @@ class LiveFile(FileNode):
         """Remove the data file of something nobody needs to be told of any more."""
         for name in self.let_go_of_data():
             self._disk.remove(name)
+
+    def look(self) -> None:
+        """Learn length and time of a data file that the kernel writes into, for who asks for them."""
+        state = self.state
+        if not state.is_direct:
+            return
+        size_bytes, mtime_ns = self._disk.measure_open(self.fd())
+        if (size_bytes, mtime_ns) != (state.size, state.mtime_ns):
+            state.size, state.mtime_ns = size_bytes, mtime_ns
+            state.held, state.dirty = Extents([(0, size_bytes)]), Extents([(0, size_bytes)])
+
+    def notice(self) -> bool:
+        """Count what the kernel wrote into the data file as a change; True if it did since this was asked last.
+
+        Then the data file gets a time that no clock gives it: what is written later in the same tick shows, too. The
+        kernel gives it under the inode's lock, so no write is half done then. What is mapped is written out first:
+        its pages must then fault to be written to, and that sets the time.
+        """
+        state = self.state
+        if not state.is_direct:
+            return False
+        if state.mapped:
+            self._disk.sync(self.fd())
+        if self._disk.measure_open(self.fd()) == self.noticed:
+            return False
+        was_clean = state.change == state.stored
+        self._disk.stamp(self.fd(), self._disk.measure_open(self.fd())[1] - 1)
+        self.look()
+        self.noticed = (state.size, state.mtime_ns)
+        if self.since is not None:
+            self.since.add(0, state.size)
+        state.change += 1
+        if was_clean:
+            self.dirty_since = time.time()
+        return True
+
+    def notice_now(self) -> None:
+        """Do what `notice` does; takes the lock."""
+        with self.lock:
+            self.notice()
+
+    def end_direct(self) -> None:
+        """Count what the kernel wrote for the last time; it writes into the data file no more."""
+        if not self.state.mapped:
+            self.notice()
+            self.state.direct = NOT_DIRECT
+
+    def unmap(self) -> None:
+        """Learn that nobody has a mapping any more."""
+        with self.lock:
+            self.notice()
+            self.state.mapped = False
+            self.end_direct()
 
     def turn_epoch(self, keep_bytes: int) -> None:
         """Go on in a new data file that has what the old one holds below `keep_bytes`; the old one is left as it is."""

@@ -16,7 +16,7 @@ from amlmount.vfs.writing.extents import Extents
 from amlmount.vfs.writing.filesystem import WritableFileSystem
 from amlmount.vfs.writing.keeping import keep
 from amlmount.vfs.writing.ledger import Deletion, Entry
-from amlmount.vfs.writing.livefile import LiveFile, State
+from amlmount.vfs.writing.livefile import NOT_DIRECT, LiveFile, State
 from amlmount.vfs.writing.sending import WRITE_ID, Snapshot
 
 MANY = 1 << 30  # handles: of what no name leads to, nothing can be fetched anew if there are more than we think
@@ -83,10 +83,12 @@ class _Recovery:
         file = LiveFile(files.disk, source, node.parent_id, node.name, state)
         file.promise, file.was_sent, file.is_unlinked = entry.promise, entry.begun > 0, entry.is_unlinked
         file.opens = MANY if entry.is_unlinked else 1  # perhaps: until the kernel closes or forgets it
+        file.noticed = (state.size, state.mtime_ns)
         files.put_in_place(node, file)
+        files.go_on_direct(file)
         if entry.begun > state.stored and not entry.is_unlinked:
             self._settle_doubt(file)
-        if file.is_pending:
+        if file.is_pending or state.mapped:
             files.uploads.enqueue(file)
         return True
 
@@ -105,6 +107,8 @@ class _Recovery:
         if self._files.disk.exists(name):
             state.has_data = True
             state.size, mtime_ns = self._files.disk.measure(name)
+            if state.is_direct and (state.size, mtime_ns) != (state.base_size, state.mtime_ns):
+                state.change = max(state.change, state.stored + 1)  # the kernel has written into it since it was sent
             if state.change > state.stored:
                 state.mtime_ns = mtime_ns
         state.held = Extents([(0, state.size)])
@@ -142,6 +146,7 @@ class _Recovery:
             log.error("the data of '%s' is gone from '%s'", state.name, files.disk.path(state.data_name))
             self._found.kept.append(f"{state.name}: its data is gone")
             return
+        state.direct, state.mapped = NOT_DIRECT, False
         if state.whole:
             state.held = Extents([(0, state.size)])
             state.dirty = Extents([(0, state.size)])
@@ -173,6 +178,7 @@ class _Recovery:
         if not disk.exists(state.data_name) or not disk.measure(state.data_name)[0]:
             disk.remove(state.data_name)
             return
+        self._measure(state)
         if state.change <= state.stored or self._is_stored(state):
             disk.remove(state.data_name)
             return
@@ -183,7 +189,6 @@ class _Recovery:
         present = self._head(source, state.name) if source else None
         if present is None or source is None:
             return False
-        self._measure(state)
         file = LiveFile(self._files.disk, source, 0, b"", state)
         try:
             snapshot = Snapshot(file, self._files.ledger.state_id)

@@ -131,6 +131,7 @@ class Sender:
         with file.sending:
             for _ in range(_ATTEMPTS):
                 with file.lock:
+                    file.notice()
                     if not file.is_dirty:
                         return
                     snapshot = Snapshot(file, self._ledger.state_id)

@@ -23,6 +23,7 @@ CLOSE_S = 4.0
 DRAIN_POLL_S = 0.05
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 REFUSED_PAUSE_S = 20.0
+MAPPED_S = 2.0  # until a mapping that nobody tells us of is looked at again
 LOUDER_AFTER_S = (60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0)
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,11 @@ class Uploads:
         ledger: Ledger,
         sender: Sender,
         tell: Callable[[LiveFile, AmlmountError | None], None],
+        on_unmapped: Callable[[LiveFile], None] = lambda file: None,
         *,
         threads: int = THREADS,
     ) -> None:
-        self._ledger, self._sender, self._tell = ledger, sender, tell
+        self._ledger, self._sender, self._tell, self._on_unmapped = ledger, sender, tell, on_unmapped
         self._wanted = threading.Condition()
         self._queue: list[tuple[float, int, LiveFile]] = []
         self._queued: set[int] = set()
@@ -57,6 +59,7 @@ class Uploads:
         """Make the present state of a file last on the local disk. Raises OSError: then nothing was promised."""
         with file.lock:
             state = file.state
+            file.notice()
             if not file.is_dirty or state.promised == state.change:
                 return
             before, state.promised = state.promised, state.change
@@ -123,6 +126,8 @@ class Uploads:
         """Have everything sent; False if something is not in the store after `timeout_s` seconds."""
         deadline = time.monotonic() + timeout_s
         self.hurry()
+        for file in list(self._ledger.files.values()):
+            file.notice_now()
         while dirty := [file for file in list(self._ledger.files.values()) if file.is_dirty]:
             for file in dirty:
                 self.promise(file)
@@ -175,9 +180,13 @@ class Uploads:
 
     def _in_background(self, file: LiveFile) -> None:
         with file.lock:
+            file.notice()
             is_being_rewritten = file.promise is not None and file.promise.epoch != file.state.epoch
         if is_being_rewritten and file.opens:
             self.enqueue(file, 1.0)
+            return
+        if file.state.mapped and not file.is_dirty:
+            self._look_again(file)
             return
         try:
             self._attempt(file)
@@ -185,6 +194,17 @@ class Uploads:
             return
         except (AmlmountError, OSError) as error:
             self.enqueue(file, self._pause_after(file, error))
+            return
+        if file.state.mapped:
+            self.enqueue(file, MAPPED_S)
+
+    def _look_again(self, file: LiveFile) -> None:
+        """See to a file that may be written into through a mapping until the kernel forgets it."""
+        if file.nlookup > 0:
+            self.enqueue(file, MAPPED_S)
+            return
+        file.unmap()
+        self._on_unmapped(file)
 
     def _attempt(self, file: LiveFile) -> None:
         begun_ns = time.perf_counter_ns()
