@@ -55,6 +55,20 @@ def refused(tmp_path: Path, text: str) -> str:
         ("target: /a, source: {store: here, glob: '*.jpg'}, read_only: false", "a view through a glob is read-only"),
         ("target: /a, source: here, policy: {no_open: true}", "no_open needs pinned"),
         ("target: /a, source: here, profile: epochs, policy: {direct_io: true}", "direct_io excludes no_open"),
+        (
+            "target: /a, source: here, read_only: false, policy: {no_open: true, pinned: true}",
+            "policy pinned: true holds on to what it saw first, so nothing can be written through it "
+            "take read_only: false away, or pinned and no_open out of policy",
+        ),
+        (
+            "target: /a, source: here, read_only: false, policy: {no_open: true}",
+            "policy no_open: true holds on to what it saw first",
+        ),
+        ("target: /a, source: here, profile: epochs, policy: {direct_io: true}", "here profile 'epochs'"),
+        (
+            "target: /a, source: here, profile: epochs, policy: {pinned: false, no_open: false}, refresh: 5m",
+            "refresh: policy has pinned: false, so it looks again by itself",
+        ),
         ("target: /a, source: here, engine: python, blobfuse2: {x: 1}", "means nothing to engine python"),
         ("target: /a, source: [here, other], engine: blobfuse2", "one container, not several"),
         ("target: /a, source: here, blobfuse2: {file_cache: {max_size_mb: 1}}", "max-size-mb"),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from amlmount.config.documents import DataPath
-from amlmount.config.models import Config, ContainersSource, Mount, SourcePart
+from amlmount.config.models import Config, ContainersSource, Mount, MountOptions, SourcePart
 from amlmount.config.problems import Problem, did_you_mean, unusable_account, unusable_container
 from amlmount.config.resolve import child_name, effective_options, effective_policy, split_path, target_path
 from amlmount.config.store_models import AzureStore, LocalStore, is_account_name, is_container_name
@@ -137,8 +137,9 @@ def _option_problems(config: Config, name: str) -> Iterator[Problem]:
     elif policy.pinned or policy.no_open:
         yield Problem(
             (*path, "read_only"),
-            f"profile '{options.profile}' holds on to what it saw first, so nothing can be written through it",
-            "take read_only: false away, or choose profile standard or checkpoint",
+            f"{_who_said(options, 'pinned', 'no_open')} holds on to what it saw first, so nothing can be written "
+            "through it",
+            f"take read_only: false away, or {_without(options, 'pinned', 'no_open')}",
         )
     elif options.state_dir is not None and not os.path.isabs(os.path.expanduser(options.state_dir)):
         yield Problem((*path, "state_dir"), f"'{options.state_dir}' is relative, and to what?", "write it from / or ~")
@@ -147,14 +148,36 @@ def _option_problems(config: Config, name: str) -> Iterator[Problem]:
     if policy.no_open and not policy.pinned:
         yield Problem((*path, "policy"), "no_open needs pinned", "add pinned: true, or take no_open away")
     if policy.direct_io and (policy.no_open or options.front == "overlay"):
-        yield Problem((*path, "policy"), "direct_io excludes no_open and front: overlay", "take one of them away")
+        other = _who_said(options, "no_open") if policy.no_open else "front: overlay"
+        yield Problem((*path, "policy"), f"direct_io excludes no_open and front: overlay, here {other}", _ONE_AWAY)
     if options.refresh is not None and "refresh" in mount.model_fields_set and not policy.pinned:
         yield Problem(
             (*path, "refresh"),
-            f"profile '{options.profile}' is not pinned, it looks again by itself",
+            f"{_unpinned(options)}, so it looks again by itself",
             "take refresh away, or choose profile epochs",
         )
     yield from _engine_problems(config, name)
+
+
+_ONE_AWAY = "take one of them away"
+
+
+def _who_said(options: MountOptions, *keys: str) -> str:
+    """Name what a policy comes from: what the user wrote, else the profile."""
+    said = [key for key in keys if getattr(options.policy, key)]
+    return f"policy {said[0]}: true" if said else f"profile '{options.profile}'"
+
+
+def _unpinned(options: MountOptions) -> str:
+    if "pinned" in options.policy.model_fields_set:
+        return "policy has pinned: false"
+    return f"profile '{options.profile}' is not pinned"
+
+
+def _without(options: MountOptions, *keys: str) -> str:
+    """Say what to do about it."""
+    said = [key for key in keys if getattr(options.policy, key)]
+    return f"{' and '.join(said)} out of policy" if said else "choose profile standard or checkpoint"
 
 
 def _read_only_problems(config: Config, name: str) -> Iterator[Problem]:
