@@ -159,14 +159,15 @@ class Child:
                 self._listening.cancel()
                 self._listening = None  # it ends in its own time: whoever asks now must not rely on it
 
-    async def answers(self) -> bool:
-        """Say whether it is alive enough to answer, or gone; False of one that hangs."""
+    async def let_go_alive(self) -> bool:
+        """`let_go` of one that answers, or is gone; False, and nothing done, of one that hangs."""
         try:
             await self.ask("program", {}, timeout_s=ANSWERS_WITHIN_S)
         except WaitTimeoutError:
             return False
-        except AmlmountError:
-            return True
+        except AmlmountError as error:
+            log.debug("lets go of worker %d, which does not answer: %s", self.process.pid, error.message)
+        self.let_go()
         return True
 
     def listen(self, on_news: Callable[[dict[str, Any]], None]) -> None:

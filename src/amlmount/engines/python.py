@@ -349,10 +349,7 @@ class PythonEngine:
                 return False
             if await child.ended(ANSWERS_WITHIN_S):
                 return True
-        if not await child.answers():  # it may hang with a request it has read
-            return False
-        child.let_go()
-        return True
+        return await child.let_go_alive()  # it may hang with a request it has read
 
 
 def _from_worker(claim: Claim) -> dict[str, int]:
