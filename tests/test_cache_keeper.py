@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 from amlmount.cache import make_cache_directory
 from amlmount.config.models import CacheConfig
 from amlmount.config.spec import MountSpec
+from amlmount.engines.base import Running
 from amlmount.errors import AmlmountError
 from amlmount.states import MountStatus
 from amlmount.supervisor import CacheKeeper, RefreshTimer, Supervisor
+from amlmount.supervisor.caching import FEW_REQUESTS
 from fake_engine import spec_named
 
 MB = 10**6
@@ -28,6 +31,19 @@ class Mounts:
     used: dict[str, int | None] = field(default_factory=dict)
     log: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     refresh_s: dict[str, float] = field(default_factory=dict)
+    read: dict[str, int] = field(default_factory=dict)
+    estates: dict[str, int] = field(default_factory=dict)
+
+    def running(self) -> list[Running]:
+        """Each mount that is in `read` leaves to be seen how many requests it has read."""
+        return [self._running(name, read) for name, read in self.read.items()]
+
+    def _running(self, name: str, read: int) -> Running:
+        path = self.folder / f"{name}.estate"
+        path.write_bytes(bytes(16) + read.to_bytes(8, sys.byteorder))
+        self.estates.setdefault(name, os.open(path, os.O_RDONLY))
+        spec = spec_named(name)
+        return Running(spec, "python", 7, 1, -1, 1, asyncio.Future(), estate_fd=self.estates[name])
 
     def mounted(self) -> list[MountSpec]:
         return [
@@ -98,6 +114,51 @@ def test_each_gets_its_part_and_is_told_once(mounts: Mounts) -> None:
     play(mounts, scenario)
     assert mounts.limits() == {"a": 50 * MB, "b": 50 * MB}
     assert len([None for _, _, how in mounts.log if how]) == 2
+
+
+def test_one_that_nobody_uses_is_asked_no_more_until_somebody_does(mounts: Mounts) -> None:
+    mounts.add("idle", 10 * MB)
+    mounts.add("busy", 20 * MB)
+    mounts.read |= {"idle": 5, "busy": 5}
+
+    def asked(name: str) -> int:
+        return len([None for asked, _, how in mounts.log if asked == name and not how])
+
+    async def scenario(keeper: CacheKeeper) -> None:
+        keeper.on_change(status("idle"))
+        while asked("busy") < 6:
+            mounts.read["busy"] += FEW_REQUESTS
+            await asyncio.sleep(0.02)
+        assert asked("idle") == 2, "twice the same, and nobody has read since"
+        mounts.read["idle"] += FEW_REQUESTS - 1
+        before = asked("busy")
+        while asked("busy") < before + 2:
+            mounts.read["busy"] += FEW_REQUESTS
+            await asyncio.sleep(0.02)
+        assert asked("idle") == 2
+        mounts.read["idle"] += 1
+        mounts.used["idle"] = 11 * MB
+        await until(lambda: keeper.used_bytes["idle"] == 11 * MB and asked("idle") >= 3)
+
+    play(mounts, scenario)
+    for fd in mounts.estates.values():
+        os.close(fd)
+
+
+def test_one_that_nobody_uses_is_told_when_it_has_to_shrink(mounts: Mounts) -> None:
+    mounts.add("idle", 40 * MB)
+    mounts.read |= {"idle": 5}
+
+    async def scenario(keeper: CacheKeeper) -> None:
+        keeper.on_change(status("idle"))
+        await until(lambda: len(mounts.log) >= 3)
+        mounts.add("new", 60 * MB)
+        mounts.add("other", 60 * MB)
+        await until(lambda: mounts.limits()["idle"] < 40 * MB)
+
+    play(mounts, scenario)
+    for fd in mounts.estates.values():
+        os.close(fd)
 
 
 def test_a_mount_that_answers_nothing_keeps_what_it_has(mounts: Mounts) -> None:
