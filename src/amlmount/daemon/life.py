@@ -31,6 +31,7 @@ from amlmount.descriptors import DescriptorStore, NoStore, open_store
 from amlmount.engines import select_engine
 from amlmount.engines.blobfuse2.places import Places
 from amlmount.engines.forkserver import ForkServer
+from amlmount.engines.offered import look_at_stores
 from amlmount.errors import AmlmountError, ConfigError, DaemonUnreachableError
 from amlmount.events import EventFile, EventHub, kinds
 from amlmount.events.file import events_dir
@@ -152,7 +153,10 @@ def _make_supervisor(
         select_engine, log_dir=_log_dir(options), places=places, forks=forks, front_dir=runtime_dir
     )
     around = Surroundings(
-        select, KernelHost(), records, store or NoStore(), prepare_cache=prepare_cache, events=events or EventHub()
+        *(select, KernelHost(), records, store or NoStore()),
+        prepare_cache=prepare_cache,
+        look_at_stores=look_at_stores,
+        events=events or EventHub(),
     )
     return AccountSupervisor(around, specs)
 

@@ -90,10 +90,11 @@ class MountOwner(ServedMount):
     async def renew(self) -> Failure | None:
         """Put a new mount, by the definition that is offered, in the place of the present one; say why if it stays.
 
-        Without a gap where that can be (`gap`); else it is unmounted if nobody uses it, and mounted again.
+        Without a gap where that can be (`gap`); else it is unmounted if nobody uses it, and mounted again, provided
+        that the stores of the new one are as they must be.
         """
         if await self.gap() is not None:
-            return await self._renew_with_gap()
+            return await self._why_not() or await self._renew_with_gap()
         failures: list[Failure] = []
         await asyncio.wait({self._begin(partial(self._renew, failures))})
         return failures[0] if failures else None
@@ -121,6 +122,20 @@ class MountOwner(ServedMount):
                 return f"the {one.name} engine cannot be replaced while it serves"
         assert isinstance(engine, Replaces)
         return engine.why_not_beneath()
+
+    async def _why_not(self) -> Failure | None:
+        """Say why nothing could be mounted by the definition that is offered: then what is mounted had better stay."""
+        spec, around = self._next_spec or self.spec, self._around
+        if self.status.state not in SERVING:
+            return None
+        try:
+            await asyncio.to_thread(around.select_engine, spec)
+            if spec.target != self.spec.target:
+                await asyncio.to_thread(around.host.plan_target, spec.target)
+            await asyncio.to_thread(around.look_at_stores, spec)
+        except Exception as error:
+            return failure_of(error, "restart", self.spec.name)
+        return None
 
     async def _renew_with_gap(self) -> Failure | None:
         stopped_before = self.times_stopped

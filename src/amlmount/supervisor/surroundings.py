@@ -34,7 +34,8 @@ class Surroundings:
     """All that an owner needs from outside. `starts` bounds how many mounts are being made at once.
 
     `lazy_stop_timeout_s`: what is still open that long after a lazy stop gets errors. `prepare_cache` makes the cache
-    directory of a mount that has one; it may block, and what it raises is the mount's failure.
+    directory of a mount that has one; it may block, and what it raises is the mount's failure. So it is with
+    `look_at_stores`, which is asked before a mount is taken down for another definition.
     """
 
     select_engine: Callable[[MountSpec], tuple[Engine, str]]
@@ -43,6 +44,7 @@ class Surroundings:
     descriptors: DescriptorStore = field(default_factory=NoStore)
     on_change: Callable[[MountStatus], None] = lambda _: None
     prepare_cache: Callable[[MountSpec], None] = lambda _: None
+    look_at_stores: Callable[[MountSpec], None] = lambda _: None
     events: EventHub = field(default_factory=EventHub)
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     now: Callable[[], Now] = read_clock
