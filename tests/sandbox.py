@@ -99,8 +99,13 @@ class Sandbox:
         return Leftovers(mounts, sorted(processes), sorted(now.temporary - before.temporary))
 
     def owns(self, pid: int) -> bool:
-        """Say whether a process belongs to this run; Python's own multiprocessing helper is not counted."""
+        """Say whether a process belongs to this run; Python's own multiprocessing helper is not counted.
+
+        Nor are processes of a box with process ids of its own: they end with it, and the box itself is counted.
+        """
         if "multiprocessing.resource_tracker" in command_line(pid):
+            return False
+        if namespace_of(pid, "pid") not in ("", namespace_of(os.getpid(), "pid")):
             return False
         return namespace_of(pid) in self.namespaces or carries(pid, self.root) or descends(pid, os.getpid())
 
@@ -185,10 +190,10 @@ def guard(root: str, pytest_pidfd: int, private: bool) -> None:
     clean(root)
 
 
-def namespace_of(pid: int) -> str:
-    """Name the mount namespace of a process, empty if it has gone."""
+def namespace_of(pid: int, kind: str = "mnt") -> str:
+    """Name the mount (or other) namespace of a process, empty if it has gone."""
     with contextlib.suppress(OSError):
-        return os.readlink(f"/proc/{pid}/ns/mnt")
+        return os.readlink(f"/proc/{pid}/ns/{kind}")
     return ""
 
 

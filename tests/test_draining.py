@@ -5,7 +5,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +103,40 @@ def test_whoever_flushes_is_answered_in_time(world: World) -> None:
         service.ended.set()  # the connections that hang break, and what is sent again is taken
         done = world.cli("flush", "data", "--timeout", "30s")
         assert done.returncode == 0 and service.containers["data"]["new.txt"].data == b"not taken", done.stderr
+
+
+def test_a_store_that_does_not_say_whether_it_can_be_written_is_mounted(world: World) -> None:
+    with written_to_a_fake(world) as service:
+        assert world.cli("down").returncode == 0
+        service.fail("status", 10000, when=_is_upload, status=503, code="ServerBusy")
+        service.put("data", "old.txt", b"old")
+        begun = time.monotonic()
+        assert world.cli("up", env={"KEY": "a2V5"}).returncode == 0
+        assert time.monotonic() - begun < 20 and Path(f"{world.root}/mnt/old.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("is_looked_for", ["while it is sent", "when it was sent"])
+def test_what_could_not_be_sent_is_there_after_the_next_start(world: World, is_looked_for: str) -> None:
+    """The store is listed before the journal is read: what is still to come is on top of that, and stays."""
+    with written_to_a_fake(world) as service:
+        service.fail("status", 10000, when=_is_upload, status=503, code="ServerBusy")
+        path = f"{world.root}/mnt/new.txt"
+        with open(path, "w") as file:
+            file.write("late")
+        done = world.cli("down", "--discard-dirty")
+        assert done.returncode == 0 and not os.path.exists(path), done.stderr
+        service.heal()
+        service.bytes_per_s = 1e9
+        with service.link if is_looked_for == "while it is sent" else nullcontext():  # no body gets through meanwhile
+            assert world.cli("up", env={"KEY": "a2V5"}).returncode == 0
+            if is_looked_for == "when it was sent":
+                poll(lambda: "new.txt" in service.containers["data"], "it is not sent")
+                time.sleep(0.2)  # for the worker to take note of it
+            assert os.listdir(f"{world.root}/mnt") == ["new.txt"] and os.path.getsize(path) == 4
+            assert ("new.txt" in service.containers["data"]) == (is_looked_for == "when it was sent")
+        assert world.cli("flush", "data").returncode == 0
+        assert os.listdir(f"{world.root}/mnt") == ["new.txt"] and Path(path).read_text() == "late"
+        assert service.containers["data"]["new.txt"].data == b"late"
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """The units under a real systemd: who sees mounts, who may use the socket, who can wait for a mount, what is in the
-journal, what a watchdog does, where secrets come from. One boot, many checks: see `installbox`.
+journal, where secrets come from, what hardens the unit. One boot, many checks: see `servicebox`.
 
-That mounts outlive the daemon is in test_systemd_survival.
+That mounts outlive the daemon is in test_systemd_survival and _watchdog; what is sent before the end in _stop.
 """
 
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +17,23 @@ import pytest
 
 from amlmount.installer import paths
 from amlmount.journal import message_id
-from installbox import ROOT, Box, needed_binds, open_box
-from test_systemd_survival import AMLMOUNT, CONFIG, LOWER, amlmount, daemon, is_mounted, journal, mount, reading, until
+from installbox import ROOT, Box
+from servicebox import (
+    CONFIG,
+    READ,
+    amlmount,
+    daemon,
+    drop_in,
+    is_mounted,
+    journal,
+    mount,
+    open_service,
+    put_program,
+    until,
+    wait_for_another,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
-READ = "cat /media/images/sub/7.txt"
 EXPOSURE = 5.2  # what `systemd-analyze security` says of the unit as it is shipped, systemd 252
 WAITER = "[Unit]\n{wait}\n[Service]\nType=oneshot\nExecStart=/bin/cat /media/images/sub/7.txt\n"
 KEY = base64.b64encode(b"secret of a credential that nobody may see anywhere else").decode()  # not in this file either
@@ -39,36 +52,23 @@ while True:
 """
 
 
-def put_units(box: Box) -> None:
-    """Install what the installer would, run from the checkout."""
-    for path, name in paths.UNITS.items():
-        box.write(path, (ROOT / "systemd" / name).read_text().replace(paths.PROGRAM, AMLMOUNT))
-    box.write(paths.MOUNT_HELPER, (ROOT / "systemd/mount.amlmount").read_text().replace(paths.PROGRAM, AMLMOUNT))
-    box.write(paths.SYSUSERS, (ROOT / "systemd/amlmount.sysusers.conf").read_text())
-    box.sh(f"chmod 755 {paths.MOUNT_HELPER}; systemd-sysusers {paths.SYSUSERS}; systemctl enable -q amlmount")
-
-
 @pytest.fixture
 def box() -> Iterator[Box]:
     """A machine with our units, started as they stand; one mount is up."""
-    with open_box(LOWER, systemd=True, binds=needed_binds(LOWER)) as made:
-        made.sh("mkdir -p /srv/images/sub; cd /srv/images; for i in $(seq 40); do echo $i >sub/$i.txt; done")
-        made.sh("head -c 300000 /dev/urandom >/srv/images/big.bin")
-        made.write("/etc/amlmount/amlmount.yaml", CONFIG)
-        put_units(made)
-        made.sh("systemctl daemon-reload; systemctl start amlmount")
-        until(lambda: is_mounted(made), lambda: journal(made))
+    with open_service() as made:
         yield made
 
 
 def test_a_machine_with_our_units(box: Box) -> None:
     check_the_unit_file(box)
+    check_that_each_hardening_is_there_or_explained(box)
+    check_that_a_start_ends_when_it_is_ready(box)
     check_who_sees_the_mount(box)
     check_who_may_use_the_socket(box)
     check_the_journal_by_field(box)
+    check_the_journal_with_and_without_systemds_own_module(box)
     check_units_that_wait(box)
     check_nothing_is_readable_for_others(box)
-    check_a_users_unit(box)
     box.reboot()
     until(lambda: is_mounted(box), lambda: journal(box))
     assert box.sh(READ) == "7\n"
@@ -85,10 +85,55 @@ def check_the_unit_file(box: Box) -> None:
     assert all(line.split()[4:6] in (["0", "0"], ["1", "1"]) for line in limits.splitlines() if "core file" in line)
 
 
+def check_that_each_hardening_is_there_or_explained(box: Box) -> None:
+    """What `systemd-analyze security` misses stands in the unit: set in part, or left out with the reason."""
+    text = (ROOT / "systemd/amlmount.service").read_text()
+    given, left_out = (part.replace("\n#   ", " ") for part in text.split("# --- and what is left out"))
+    reasons = {
+        name: why for names, why in re.findall(r"^# ([A-Z][^:\n]+): (.+)$", left_out, re.M) for name in _names(names)
+    }
+    for found in json.loads(box.sh("systemd-analyze --no-pager --json=short security amlmount.service")):
+        name, _, group = found["name"].partition("=")
+        if not found["set"] and (group.startswith("~@") or not re.search(rf"^{name}=", given, re.M)):
+            assert group.strip("~") in left_out or not group.startswith("~@"), found
+            assert len(reasons.get(name, "")) > 10, f"{name}: {found['description']}"
+    assert {"User", "PrivateTmp", "MemoryDenyWriteExecute"} <= reasons.keys()
+
+
+def _names(text: str) -> list[str]:
+    """Return the directives of a list of them: `PrivateTmp, RootDirectory/RootImage, User`."""
+    return re.findall(r"[A-Z][A-Za-z]+", text)
+
+
+def check_that_a_start_ends_when_it_is_ready(box: Box) -> None:
+    """READY: what comes after `systemctl start` finds the daemon; one that cannot start fails the command."""
+    box.sh("systemctl stop amlmount")
+    ping = "curl -sS --unix-socket /run/amlmount/amlmount.sock http://amlmount/v1/status"
+    assert '"mounts"' in box.sh(f"systemctl start amlmount; {ping}")
+    box.sh("systemctl stop amlmount")
+    box.write("/etc/amlmount/amlmount.yaml", "mounts: {images: {target: relative}}\n")
+    started = box.run("systemctl", "start", "amlmount")
+    assert started.returncode != 0 and "failed" in started.stderr, started
+    assert "cannot" in journal(box)
+    box.write("/etc/amlmount/amlmount.yaml", CONFIG)  # and the next try, a second later, finds it mended
+    until(lambda: is_mounted(box), lambda: journal(box))
+
+
 def check_who_sees_the_mount(box: Box) -> None:
+    """Other users, a login, hardened services: also one that was there before the mount was."""
     assert box.sh(f"setpriv --reuid=65534 --regid=65534 --clear-groups {READ}") == "7\n"
+    box.sh("useradd -m -s /bin/sh somebody")
+    assert box.run("su", "-l", "somebody", "-c", f"echo $XDG_SESSION_ID; {READ}", check=True).stdout.split()[1:] == [
+        "7"
+    ]
     hardened = "-p ProtectSystem=strict -p ProtectHome=yes -p PrivateTmp=yes -p PrivateDevices=yes -p DynamicUser=yes"
     assert box.sh(f"systemd-run -q --wait --pipe {hardened} {READ}") == "7\n"
+    assert amlmount(box, "down").returncode == 0
+    box.sh(f"systemd-run -q --unit=early {hardened} sh -c 'until {READ} >/tmp/seen; do sleep 0.05; done; sleep 99'")
+    assert amlmount(box, "up").returncode == 0
+    seen = "cat /tmp/systemd-private-*-early.service-*/tmp/seen || true"
+    until(lambda: box.sh(seen) == "7\n", lambda: box.sh("journalctl --no-pager -u early"))
+    box.sh("systemctl stop early")
 
 
 def ask(box: Box, groups: str, method: str, what: str) -> "subprocess.CompletedProcess[str]":
@@ -123,6 +168,20 @@ def check_the_journal_by_field(box: Box) -> None:
     assert {e["_SYSTEMD_UNIT"] for e in found} == {"amlmount.service"}
     assert entries(box, "AMLMOUNT_MOUNT=nobody") == []
     assert any("ready: amlmount" in str(e["MESSAGE"]) for e in entries(box, "-u", "amlmount"))
+
+
+def check_the_journal_with_and_without_systemds_own_module(box: Box) -> None:
+    """Its fields do not depend on systemd-python: what was found so far was with or without, this is the other."""
+    was_there = box.run(sys.executable, "-P", "-c", "import systemd.journal").returncode == 0
+    other = "raise ImportError('no libsystemd')" if was_there else "raise SystemExit('somebody uses it')"
+    box.write("/opt/other/systemd/__init__.py", other)
+    put_program(box, python_path="/opt/other")
+    old = daemon(box)
+    box.sh("systemctl restart amlmount")
+    wait_for_another(box, old)
+    found = entries(box, "AMLMOUNT_MOUNT=images", "AMLMOUNT_EVENT=adopted", f"_PID={daemon(box)}")
+    assert len(found) == 1 and found[0]["MESSAGE_ID"] == message_id("adopted"), journal(box)
+    put_program(box)
 
 
 def check_units_that_wait(box: Box) -> None:
@@ -160,37 +219,6 @@ def check_nothing_is_readable_for_others(box: Box) -> None:
     )
 
 
-def check_a_users_unit(box: Box) -> None:
-    """The user is root, because no other can enter the folder of the interpreter that the checkout runs with."""
-    mine = CONFIG.replace("/media/images", "/root/mine")
-    box.write("/root/.config/amlmount/amlmount.yaml", mine)
-    env = {"XDG_RUNTIME_DIR": "/run/user/0"}
-    box.sh("systemctl start user@0.service; systemctl --user daemon-reload; systemctl --user start amlmount", env=env)
-    until(lambda: "fuse.amlmount" in box.run("findmnt", "-n", "/root/mine").stdout, lambda: journal(box))
-    box.sh("systemctl --user restart amlmount", env=env)
-    assert (
-        box.sh("cat /root/mine/sub/7.txt; systemctl --user show -P NFileDescriptorStore amlmount", env=env) == "7\n3\n"
-    )
-    box.sh("systemctl --user stop amlmount; ! findmnt /root/mine", env=env)
-    assert is_mounted(box)
-
-
-def test_a_watchdog_ends_a_stuck_daemon_and_mounts_live_on(box: Box) -> None:
-    box.write("/etc/systemd/system/amlmount.service.d/test.conf", "[Service]\nWatchdogSec=2s\n")
-    box.sh("systemctl daemon-reload; systemctl restart amlmount")
-    until(lambda: daemon(box) != "0" and is_mounted(box), lambda: journal(box))
-    pid, old = mount(box)["pid"], daemon(box)
-    with reading(box) as tally:
-        box.sh(f"kill -STOP {old}")
-        until(lambda: daemon(box) not in ("0", old), lambda: journal(box))
-        until(lambda: json.loads(amlmount(box, "ps", "-o", "json").stdout or "[]") != [], lambda: journal(box))
-        found = tally()
-    assert not found["errors"] and not found["wrong"], journal(box)
-    assert mount(box)["pid"] == pid and is_mounted(box)
-    said = box.sh("journalctl --no-pager -u amlmount")
-    assert "Watchdog timeout" in said and "status=6/ABRT" in said and "Current thread" in said, said
-
-
 def test_a_credential_of_the_service_manager_is_a_key_of_a_store(box: Box) -> None:
     box.write("/run/store.py", STORE)
     # As a unit: what nsenter starts is nobody's child in there, and a shutdown would wait for it in vain.
@@ -206,11 +234,8 @@ def test_a_credential_of_the_service_manager_is_a_key_of_a_store(box: Box) -> No
     config = {"stores": {"data": store}, "mounts": {"data": {"target": "/media/data", "source": "data"}}}
     box.write("/etc/amlmount/amlmount.yaml", json.dumps(config))
     box.write("/etc/amlmount/data_key", KEY)
-    box.write(
-        "/etc/systemd/system/amlmount.service.d/key.conf",
-        "[Service]\nLoadCredential=data_key:/etc/amlmount/data_key\n",
-    )
-    box.sh("chmod 600 /etc/amlmount/data_key; systemctl daemon-reload; systemctl restart amlmount")
+    drop_in(box, "key", "[Service]\nLoadCredential=data_key:/etc/amlmount/data_key\n")
+    box.sh("chmod 600 /etc/amlmount/data_key; systemctl restart amlmount")
     done = amlmount(box, "up", "data")
     assert done.returncode == 0, done.stdout + done.stderr + journal(box)
     assert box.sh("cat /media/data/hello.txt") == "hello"

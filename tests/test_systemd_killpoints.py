@@ -8,47 +8,41 @@ import itertools
 import json
 import os
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
-from installbox import ROOT, Box, needed_binds, open_box
+from installbox import Box
 from killing_daemon import ARMED
-from test_systemd_survival import CONFIG, LOWER, amlmount, daemon, journal, mount, reading, until
+from servicebox import (
+    CONFIG,
+    amlmount,
+    daemon,
+    drop_in,
+    journal,
+    mount,
+    open_service,
+    program_of,
+    reading,
+    show,
+    until,
+)
 
 EVERY = bool(os.environ.get("AMLMOUNT_TEST_EVERY_POINT"))
 pytestmark = [pytest.mark.root, pytest.mark.timeout(1800 if EVERY else 120)]
-SCRIPT = Path(__file__).with_name("killing_daemon.py")
 # How many points there are at least, as under the keeper (test_killpoints): fewer would mean that nothing is counted.
 LEAST = {"up": 20, "down": 8, "takeover": 8, "reload": 20}
 SAMPLE = ("takeover", "reload")
-# Without the real ones' limit on how often, and how soon, a service may be started again.
-UNIT_CHANGES = {
-    "StartLimitIntervalSec=5min": "StartLimitIntervalSec=0",
-    "RestartSec=1s": "RestartSec=50ms",
-    "ExecStart=/opt/amlmount/bin/amlmount": f"ExecStart={sys.executable} -P {SCRIPT}",
-    "/opt/amlmount/bin/amlmount": f"{sys.executable} -P -m amlmount",
-    "[Service]": f"[Service]\nEnvironment=PYTHONPATH={SCRIPT.parent}",
-}
+# Without the real one's limit on how often, and how soon, a service may be started again.
+AGAIN_AT_ONCE = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=50ms\n"
 
 
 @pytest.fixture
 def box() -> Iterator[Box]:
     """A machine with a real systemd and our unit, whose daemon can be killed anywhere."""
-    with open_box(LOWER, systemd=True, binds=needed_binds(LOWER)) as made:
-        made.sh("mkdir -p /srv/images/sub; cd /srv/images; for i in $(seq 40); do echo $i >sub/$i.txt; done")
-        made.sh("head -c 300000 /dev/urandom >/srv/images/big.bin")
-        made.write("/etc/amlmount/amlmount.yaml", CONFIG)
-        unit = (ROOT / "systemd" / "amlmount.service").read_text()
-        for old, new in UNIT_CHANGES.items():
-            assert old in unit, old
-            unit = unit.replace(old, new)
-        made.write("/etc/systemd/system/amlmount.service", unit)
-        made.sh("systemctl daemon-reload; systemctl start amlmount")
-        until(lambda: amlmount(made, "up").returncode == 0, lambda: journal(made))
+    with open_service(daemon=program_of("killing_daemon.py")) as made:
+        drop_in(made, "again", AGAIN_AT_ONCE)
         yield made
 
 
@@ -123,7 +117,7 @@ def counts(box: Box) -> tuple[int, int, int]:
     """Return how many mounts, workers and kept descriptors there are."""
     mounts = box.run("findmnt", "-n", "-t", "fuse.amlmount").stdout.count("/media/images")
     workers = box.sh("ps -e -o args").count("amlmount.worker images")
-    return mounts, workers, int(box.sh("systemctl show -P NFileDescriptorStore amlmount"))
+    return mounts, workers, int(show(box, "NFileDescriptorStore"))
 
 
 def left(box: Box) -> str:

@@ -1,96 +1,44 @@
 """Mounts outlive the daemon under a real systemd: killed, restarted, upgraded; `systemctl stop` takes them down."""
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from installbox import ROOT, Box, needed_binds, open_box
-from readers import ORACLE
+from installbox import ROOT, Box
+from servicebox import (
+    CONFIG,
+    amlmount,
+    daemon,
+    is_mounted,
+    journal,
+    mount,
+    open_service,
+    put_program,
+    reading,
+    show,
+    until,
+    wait_for_another,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
-LOWER = os.environ.get("AMLMOUNT_TEST_TREE", "/")
-CONFIG = """\
-stores: {images: {type: local, path: /srv/images}}
-mounts: {images: {target: /media/images, source: images}}
-"""
-AMLMOUNT = f"{sys.executable} -P -m amlmount"
+LIBRARY = "/opt/amlmount/lib"
 
 
-@pytest.fixture
-def box() -> Iterator[Box]:
-    """A machine with a real systemd and our unit, run from the checkout."""
-    with open_box(LOWER, systemd=True, binds=needed_binds(LOWER)) as made:
-        made.sh(
-            "mkdir -p /srv/images/sub; cd /srv/images; for i in $(seq 40); do echo $i >sub/$i.txt; done;"
-            "head -c 300000 /dev/urandom >big.bin"
-        )
-        made.write("/etc/amlmount/amlmount.yaml", CONFIG)
-        unit = (ROOT / "systemd" / "amlmount.service").read_text()
-        made.write("/etc/systemd/system/amlmount.service", unit.replace("/opt/amlmount/bin/amlmount", AMLMOUNT))
-        made.sh("systemctl daemon-reload; systemctl start amlmount")
-        until(lambda: is_mounted(made), lambda: journal(made))
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Box]:
+    """One boot for all: each test leaves the mount up."""
+    with open_service() as made:
         yield made
 
 
-def until(what: Callable[[], bool], saying: Callable[[], str]) -> None:
-    deadline = time.monotonic() + 40
-    while not what():
-        assert time.monotonic() < deadline, saying()
-        time.sleep(0.1)
-
-
-def journal(box: Box) -> str:
-    return box.run("journalctl", "--no-pager", "-u", "amlmount").stdout[-3000:]
-
-
-def is_mounted(box: Box) -> bool:
-    return "fuse.amlmount" in box.run("findmnt", "-n", "-o", "FSTYPE", "/media/images").stdout
-
-
-def amlmount(box: Box, *args: str) -> "subprocess.CompletedProcess[str]":
-    return box.run(sys.executable, "-P", "-m", "amlmount", "--system", *args)
-
-
-def mount(box: Box) -> dict[str, Any]:
-    done = amlmount(box, "ps", "-o", "json")
-    assert done.returncode == 0, done.stderr
-    [found] = json.loads(done.stdout)
-    return dict(found)
-
-
-def daemon(box: Box) -> str:
-    return box.sh("systemctl show -P MainPID amlmount").strip()
-
-
-def wait_for_another(box: Box, old: str) -> None:
-    until(lambda: daemon(box) not in ("0", old), lambda: journal(box))
-    until(lambda: json.loads(amlmount(box, "ps", "-o", "json").stdout or "[]") != [], lambda: journal(box))
-
-
-@contextmanager
-def reading(box: Box) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Readers in the box; the function that is yielded ends them and returns their tally."""
-    pipe = subprocess.PIPE
-    argv = box.argv(sys.executable, ORACLE, "/srv/images", "/media/images", "2", "1")
-    process = subprocess.Popen(argv, stdin=pipe, stdout=pipe)
-
-    def tally() -> dict[str, Any]:
-        out, _ = process.communicate(timeout=30)
-        return dict(json.loads(out))
-
-    try:
-        assert process.stdout and process.stdout.readline() == b"ready\n"
-        yield tally
-    finally:
-        process.kill()
-        process.communicate()
+@pytest.fixture
+def box(machine: Box) -> Box:
+    """The machine, with its mount up."""
+    machine.write("/etc/amlmount/amlmount.yaml", CONFIG)
+    amlmount(machine, "up")
+    until(lambda: is_mounted(machine), lambda: journal(machine))
+    return machine
 
 
 @pytest.mark.parametrize(
@@ -104,7 +52,7 @@ def reading(box: Box) -> Iterator[Callable[[], dict[str, Any]]]:
 )
 def test_the_next_daemon_finds_every_mount_as_it_was(box: Box, how: str) -> None:
     pid = mount(box)["pid"]
-    assert int(box.sh("systemctl show -P NFileDescriptorStore amlmount")) == 3
+    assert show(box, "NFileDescriptorStore") == "3"
     with reading(box) as tally:
         old = daemon(box)
         box.sh(how)
@@ -112,7 +60,7 @@ def test_the_next_daemon_finds_every_mount_as_it_was(box: Box, how: str) -> None
         found = tally()
     assert not found["errors"] and not found["wrong"], journal(box)
     assert mount(box)["pid"] == pid, journal(box)
-    assert int(box.sh("systemctl show -P NFileDescriptorStore amlmount")) == 3
+    assert show(box, "NFileDescriptorStore") == "3"
 
 
 def test_restart_by_our_own_command(box: Box) -> None:
@@ -152,3 +100,38 @@ def test_stop_takes_everything_down(box: Box) -> None:
     assert box.run("systemctl", "is-failed", "amlmount").stdout.strip() == "inactive"
     box.sh("systemctl start amlmount")
     until(lambda: is_mounted(box), lambda: journal(box))
+
+
+def put_version(box: Box, version: str) -> None:
+    """As an upgrade does it: another tree, and the program leads there from one moment to the next."""
+    tree = f"/opt/amlmount/{version}"
+    box.sh(f"mkdir -p {tree}; cp -rpL {ROOT}/src/amlmount {tree}/amlmount")
+    box.sh(f"sed -i 's/^__version__ = .*/__version__ = \"{version}\"/' {tree}/amlmount/__init__.py")
+    put_program(box, python_path=tree)
+
+
+def outdated(box: Box) -> dict[str, str]:
+    """Return which mounts an older program serves, and what `restart --upgrade` would change."""
+    done = amlmount(box, "restart", "--upgrade", "--dry-run", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    return {change["name"]: " ".join(change["fields"]) for change in json.loads(done.stdout)}
+
+
+def test_an_upgrade(box: Box) -> None:
+    """`systemctl restart` has the new version look after what the old one serves; `restart --upgrade` replaces both."""
+    pid, old = mount(box)["pid"], daemon(box)
+    put_version(box, "9.8")
+    with reading(box) as tally:
+        box.sh("systemctl restart amlmount")
+        wait_for_another(box, old)
+        found = tally()
+    assert not found["errors"] and not found["wrong"], journal(box)
+    assert mount(box)["pid"] == pid and "ready: amlmount 9.8" in journal(box)
+    assert " -> 9.8 " in outdated(box)["images"]
+    put_version(box, "9.9")
+    with reading(box) as tally:
+        done = amlmount(box, "restart", "--upgrade")
+        found = tally()
+    assert done.returncode == 0 and not found["errors"] and not found["wrong"], done.stderr + journal(box)
+    assert mount(box)["pid"] != pid and "ready: amlmount 9.9" in journal(box)
+    assert outdated(box) == {} and show(box, "NFileDescriptorStore") == "3"

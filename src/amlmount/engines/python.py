@@ -50,6 +50,7 @@ from amlmount.worker.orders import EXIT, NEGOTIATED, READY, SERVE, SERVING, Star
 ABORTED_GRACE_S = 1.0
 LAST_WORDS_S = 0.5  # for a hung worker to write down where it hangs
 ANSWERS_WITHIN_S, ENDS_WITHIN_S = 0.1, 2.0
+WRITER_ENDS_WITHIN_S = 6.0  # it waits some seconds for what it is sending; nobody else may write before that
 log = logging.getLogger(__name__)
 
 
@@ -342,7 +343,8 @@ class PythonEngine:
             return await child.ended(timeout_s)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        if await child.ended(min(timeout_s, ANSWERS_WITHIN_S if lazy else ENDS_WITHIN_S)):
+        ends_within_s = ENDS_WITHIN_S if running.spec.read_only else WRITER_ENDS_WITHIN_S
+        if await child.ended(min(timeout_s, ANSWERS_WITHIN_S if lazy else ends_within_s)):
             return True
         while has_unread(running.fuse_fd):
             if loop.time() > deadline:

@@ -4,6 +4,9 @@ What is needed for writing is imported only where something is written.
 """
 
 import logging
+import time
+from threading import Thread
+from typing import TYPE_CHECKING
 
 from amlmount.config.spec import MountSpec
 from amlmount.fuse.adapter import ReadOnlyAdapter
@@ -12,6 +15,10 @@ from amlmount.fuse.negotiate import Offer, offer_for
 from amlmount.vfs.filesystem import BlobFileSystem
 from amlmount.worker.news import News
 
+if TYPE_CHECKING:
+    from amlmount.vfs.writing import WritableFileSystem
+
+SAYS_WITHIN_S = 2.0
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +47,19 @@ def take_up_writing(files: BlobFileSystem, spec: MountSpec, news: News, *, is_su
     assert isinstance(files, WritableFileSystem)
     files.news.tell = news.tell
     found = recover(files, is_successor=is_successor)
+    for _, top in files.tops() if found.pending else ():
+        files.expire(top)  # listed before anybody knew what is still to come
     log.info("%d files go on, %d are being sent, %d were set aside", found.resumed, found.pending, len(found.kept))
     if not is_successor:
-        for source in {id(source.store): source for source, _ in files.tops()}.values():
-            files.check_writable(source)
+        _ask_whether_writable(files)
+
+
+def _ask_whether_writable(files: "WritableFileSystem") -> None:
+    """Ask all stores at once; one that is too busy to say so does not keep anybody from reading."""
+    sources = {id(source.store): source for source, _ in files.tops()}.values()
+    asking = [Thread(target=files.check_writable, args=(source,), name="may-write", daemon=True) for source in sources]
+    for thread in asking:
+        thread.start()
+    deadline = time.monotonic() + SAYS_WITHIN_S
+    for thread in asking:
+        thread.join(max(0.0, deadline - time.monotonic()))

@@ -156,7 +156,7 @@ class LiveTree(BlobFileSystem):
                 if isinstance(parent, DirectoryNode) and self._tree.is_current(file):
                     self._make_ordinary(parent, file)
                 else:
-                    self.own.drop(file)
+                    self.own.let_go(file, self._numbers)
                 self._tree.nodes.pop(file.node_id, None)
             self.ledger.gone(file)
             file.drop_data()

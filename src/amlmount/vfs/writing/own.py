@@ -6,8 +6,9 @@ what we changed later is put on top. Every method needs the tree lock.
 
 from dataclasses import dataclass
 
+from amlmount.stores.base import ObjectInfo
 from amlmount.vfs.base import Node
-from amlmount.vfs.nodes import DirectoryNode, Source
+from amlmount.vfs.nodes import DirectoryNode, Numbers, Source
 from amlmount.vfs.writing.livefile import LiveFile
 
 _Key = tuple[int, str]
@@ -48,6 +49,21 @@ class OwnChanges:
         for changes in self._changes.values():
             for name in [name for name, own in changes.items() if own.node is node]:
                 del changes[name]
+
+    def let_go(self, file: LiveFile, numbers: Numbers) -> None:
+        """Have an ordinary inode stand for a file that was sent before its directory was listed; drop any other.
+
+        A listing that was begun before does not have it; one that will be begun has.
+        """
+        if file.parent_id or file.is_displaced or file.is_unlinked:
+            self.drop(file)
+            return
+        for (_, path), changes in self._changes.items():
+            own = changes.get(file.name)
+            if own is not None and own.node is file:
+                directory = DirectoryNode(0, 0, 0, b"", file.source, path, 0)  # nobody has one for the path yet
+                info = ObjectInfo(file.state.name, file.state.size, file.state.etag, file.state.mtime_ns)
+                own.node = numbers.maker(directory, file.source)(file.name, info)
 
     def replace(self, directory: DirectoryNode, old: Node, new: Node) -> None:
         """Let what is noted of a node hold for another one."""
