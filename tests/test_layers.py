@@ -7,7 +7,7 @@ import pytest
 
 LAYERS = [
     {"metrics", "redaction"},
-    {"errors", "states"},
+    {"errors", "states", "procstat"},
     {"blobfuse2"},
     {"run", "log"},
     {"mounts", "descriptors", "systemd", "journal", "events", "privileges"},

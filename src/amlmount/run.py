@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from amlmount.errors import AmlmountError, WaitTimeoutError
+from amlmount.procstat import stat_fields
 
 DEVNULL = subprocess.DEVNULL
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -179,8 +180,7 @@ def spawn(
 def start_time_ticks(pid: int) -> int | None:
     """Return field 22 of /proc/PID/stat (clock ticks since boot), None if there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
+        return int(stat_fields(pid)[19])
     except (OSError, IndexError, ValueError):
         return None
 
@@ -188,8 +188,7 @@ def start_time_ticks(pid: int) -> int | None:
 def is_same_process(pid: int, start_time: int) -> bool:
     """Say whether `pid` is (still) the process that was started at `start_time`, and not a zombie."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fields = stat_fields(pid)
         return int(fields[19]) == start_time and fields[0] not in (b"Z", b"X")
     except (OSError, IndexError, ValueError):
         return False

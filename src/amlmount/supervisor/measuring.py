@@ -13,6 +13,7 @@ from typing import Any
 
 from amlmount.engines.base import Running
 from amlmount.errors import AmlmountError
+from amlmount.procstat import stat_fields
 from amlmount.states.stats import MountStats
 from amlmount.supervisor.supervise import Supervisor
 
@@ -105,8 +106,7 @@ class Measurer:
 def process_use(pid: int) -> tuple[float | None, int | None]:
     """Return the CPU seconds and the resident bytes of a process, None if it is gone (/proc/PID/stat, proc(5))."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
+        fields = stat_fields(pid)
     except OSError:
         return None, None
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S, int(fields[21]) * PAGE_BYTES

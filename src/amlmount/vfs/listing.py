@@ -10,7 +10,6 @@ from amlmount.stores.base import ObjectInfo, Page
 from amlmount.stores.metadata import MTIME, parse_mtime
 from amlmount.vfs.globs import Glob
 from amlmount.vfs.names import HiddenReason, encode_segment
-from amlmount.vfs.nodes import DirectoryNode, Source
 
 
 @dataclass(slots=True)
@@ -84,11 +83,3 @@ def with_kept_time(info: ObjectInfo) -> ObjectInfo:
 def is_folder_marker(info: ObjectInfo) -> bool:
     """Tell whether an empty blob stands for a directory, as ADLS Gen2 and blobfuse2 mark them."""
     return info.metadata.get("hdi_isfolder", "").lower() == "true"
-
-
-def list_directory(directory: DirectoryNode, source: Source) -> Listing:
-    """Ask a source for the entries of a directory. Raises the store's errors."""
-    builder = ListingBuilder(directory.blob_name, directory.path, source.glob)
-    for page in source.store.list(directory.blob_name, delimiter=True):
-        builder.add(page)
-    return builder.finish()

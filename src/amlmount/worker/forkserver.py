@@ -15,6 +15,7 @@ import sys
 from typing import NoReturn
 
 from amlmount.log import leads_to_journal
+from amlmount.procstat import stat_fields
 from amlmount.worker.channel import Channel, Message
 
 FORK, FORKED, EXITED = "fork", "forked", "exited"
@@ -91,8 +92,7 @@ def _become_worker(name: str, channel: Channel, socket_fd: int, log_fd: int, our
 
 def _rename(name: str) -> None:
     """Show the worker's name in `ps`: /proc/PID/cmdline is read from where the kernel put the arguments (proc(5))."""
-    with open("/proc/self/stat", "rb") as file:
-        start, end = map(int, file.read().rpartition(b")")[2].split()[45:47])
+    start, end = map(int, stat_fields("self")[45:47])
     line = b"\0".join((b"amlmount.worker", name.encode()))[: end - start - 1]
     ctypes.memmove(start, line.ljust(end - start, b"\0"), end - start)
 

@@ -18,6 +18,7 @@ from amlmount.mounts import connection
 from amlmount.mounts.fusemount import unmount
 from amlmount.mounts.mountinfo import MountEntry, read_mounts
 from amlmount.mounts.target import TargetPlan, remove_target
+from amlmount.procstat import stat_fields
 from amlmount.worker.channel import Channel, Message
 
 HEARTBEAT_S = 0.5
@@ -78,14 +79,10 @@ def is_exiting(pid: int) -> bool:
     One that had files open on the mount it serves itself waits in there for its own answer to their FLUSH.
     """
     try:
-        return all(_flags(f"/proc/{pid}/task/{thread}/stat") & PF_EXITING for thread in os.listdir(f"/proc/{pid}/task"))
+        threads = os.listdir(f"/proc/{pid}/task")
+        return all(int(stat_fields(f"{pid}/task/{thread}")[6]) & PF_EXITING for thread in threads)
     except OSError:
         return False
-
-
-def _flags(path: str) -> int:
-    with open(path, "rb") as file:
-        return int(file.read().rpartition(b")")[2].split()[6])
 
 
 def take_away(watched: Watched) -> None:

@@ -10,6 +10,7 @@ from amlmount.engines.blobfuse2.configuring import Prepared
 from amlmount.engines.blobfuse2.served import Served
 from amlmount.engines.blobfuse2.succession import Heir
 from amlmount.mounts import MountEntry
+from amlmount.procstat import stat_fields
 from amlmount.recovery import Folder
 
 
@@ -50,7 +51,6 @@ class Run:
 def is_stopped(pid: int) -> bool:
     """Say whether a process is stopped (SIGSTOP, or by a debugger): state T or t of /proc/PID/stat."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+        return stat_fields(pid)[0] in (b"T", b"t")
     except (OSError, IndexError):
         return False
