@@ -1,7 +1,8 @@
 """A world whose mounts log in with secrets from everywhere: every kind of credential, from every place one can be in.
 
 `FIELDS`, `PLACES` and `LOGINS` are held against the configuration's models, so that a new way in is not forgotten.
-One server on 127.0.0.1 is Entra ID, the Key Vault, the identity endpoint of a compute instance and the proxy to them.
+blobfuse2 is Microsoft's where there is one, else the stand-in. One server on 127.0.0.1 is Entra ID, the Key Vault, the
+identity endpoint of a compute instance, and the proxy to them.
 """
 
 import base64
@@ -23,6 +24,7 @@ from pydantic import BaseModel
 
 from amlmount.config.credentials import SecretRef
 from azurite import make_certificates
+from drivers import REAL
 from fakeblob import FakeBlobService
 from standin.install import install_standin
 from world import World
@@ -140,9 +142,7 @@ class Planted:
         os.chmod(f"{self.given}/az", 0o700)
 
     def _surround(self, authority: Path) -> None:
-        installed = install_standin(Path(self.given, "bin"))
-        os.makedirs(installed.containers / "data")
-        (installed.containers / "data" / BLOB).write_text("hello")
+        folder = os.path.dirname(REAL) if REAL else self._stand_in()
         proxy = f"http://me:{quote(self.secrets['proxy'], safe='')}@127.0.0.1:{self.issuer.server_address[1]}"
         self.env |= {
             "HTTPS_PROXY": proxy,
@@ -150,8 +150,14 @@ class Planted:
             "CREDENTIALS_DIRECTORY": f"{self.given}/credentials",
         }
         self.env |= {"SSL_CERT_FILE": str(authority), "REQUESTS_CA_BUNDLE": str(authority)}
-        self.env["PATH"] = f"{installed.folder}:{self.given}:{self.world.env['PATH']}"
+        self.env["PATH"] = f"{folder}:{self.given}:{self.world.env['PATH']}"
         self.in_env |= {"msi", "proxy"}
+
+    def _stand_in(self) -> str:
+        installed = install_standin(Path(self.given, "bin"))
+        os.makedirs(installed.containers / "data")
+        (installed.containers / "data" / BLOB).write_text("hello")
+        return str(installed.folder)
 
     def _configuration(self) -> dict[str, Any]:
         stores = {name: self.service.definition(credentials=way) for name, way in self.ways.items()}
