@@ -15,8 +15,8 @@ from amlmount.vfs.content.directory import CacheDirectory
 from amlmount.vfs.content.witness import ChangedError, CutError
 from amlmount.vfs.filesystem import BlobFileSystem
 from mounting import until
+from remote_content import MIB, Remote, is_kept, policy, read_all
 from test_content_cache import blob_files, key
-from test_content_read import MIB, Remote, is_kept, policy, read_all
 from vfs_trees import find, make_spec, source
 
 SIZE = 6 * MIB + 77

@@ -12,7 +12,7 @@ from amlmount.stores.azure.timing import Timing
 from amlmount.vfs import open_filesystem
 from amlmount.vfs.filesystem import BlobFileSystem
 from fakeblob import Asked, FakeBlobService
-from test_content_read import MIB, policy, read_all
+from remote_content import MIB, policy, read_all
 from vfs_trees import find, make_spec, source
 
 TIMING = Timing(connect_s=1, silence_s=0.3, request_s=1.0, call_s=3, first_backoff_s=0.02, max_backoff_s=0.1)

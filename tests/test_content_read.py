@@ -4,56 +4,21 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from amlmount.config.spec import Policy
 from amlmount.errors import NetworkError
 from amlmount.stores.memory import MemoryStore
 from amlmount.vfs import open_filesystem
 from amlmount.vfs.base import WouldBlock
 from amlmount.vfs.content import flight
-from amlmount.vfs.filesystem import BlobFileSystem
 from flaky_store import FlakyStore
 from mounting import until
-from vfs_trees import find, make_policy, make_spec, source
-
-MIB = 1 << 20
-BIG = bytes(range(256)) * (40 * MIB // 256)
-
-
-def policy(**values: object) -> Policy:
-    defaults = {
-        "read_ahead_max_bytes": 16 * MIB,
-        "prefetch_small_bytes": 128 << 10,
-        "prefetch_budget_bytes": 64 * MIB,
-        "cache_on_disk": True,
-    }
-    return make_policy().model_copy(update=defaults | values)
-
-
-class Remote(FlakyStore):
-    """A store far away, which notes every range that was asked for."""
-
-    def __init__(self, content: dict[str, bytes]) -> None:
-        super().__init__(MemoryStore(content), is_local=False)
-        self.ranges: list[tuple[str, int, int]] = []
-
-    def get(self, name: str, start: int = 0, length: int | None = None, *, if_match: str | None = None) -> bytes:
-        assert if_match, "a request without If-Match"
-        self.ranges.append((name, start, length or 0))
-        return super().get(name, start, length, if_match=if_match)
-
-    @property
-    def asked_bytes(self) -> int:
-        return sum(length for _, _, length in self.ranges)
-
-
-Open = Callable[..., BlobFileSystem]
+from remote_content import BIG, MIB, Open, Remote, errno_of, is_kept, many, opening, policy, read_all, settle, wait
+from vfs_trees import find, make_spec, source
 
 
 @pytest.fixture
@@ -63,26 +28,8 @@ def cache_dir(tmp_path: Path) -> str:
 
 @pytest.fixture
 def opened(cache_dir: str) -> Iterator[Open]:
-    files: list[BlobFileSystem] = []
-
-    def open_one(store: Remote, rules: Policy | None = None, *, cache: str | None = cache_dir) -> BlobFileSystem:
-        spec = make_spec([source()], rules or policy()).model_copy(update={"cache_dir": cache})
-        files.append(open_filesystem(spec, stores={"data": store}))
-        return files[-1]
-
-    yield open_one
-    for one in files:
-        one.close()
-
-
-def read_all(fs: BlobFileSystem, node_id: int, size: int, step: int = 128 << 10) -> bytes:
-    return b"".join(bytes(fs.read(node_id, offset, step)) for offset in range(0, size, step))
-
-
-def errno_of(ask: Callable[[], object]) -> int | None:
-    with pytest.raises(OSError) as caught:
-        ask()
-    return caught.value.errno
+    with opening(cache_dir) as open_one:
+        yield open_one
 
 
 @pytest.mark.parametrize("cache", ["disk", "memory"])
@@ -142,156 +89,6 @@ def test_content_random_reader(opened: Open) -> None:
     for offset in range(5 * MIB + 77, 40 * MIB, 5 * MIB):
         assert fs.read(big, offset, 256 << 10) == BIG[offset : offset + (256 << 10)]
     assert store.calls["get"] == 7 and store.asked_bytes <= 2 * 7 * (256 << 10)
-
-
-def test_content_read_ahead(opened: Open) -> None:
-    store = Remote({"big": BIG})
-    fs = opened(store)
-    big = find(fs, "big")
-    for offset in range(0, 4 * MIB, 128 << 10):
-        fs.read(big, offset, 128 << 10)
-    until(lambda: store.asked_bytes >= 9 * MIB)
-    read_all(fs, big, len(BIG))
-    assert store.asked_bytes == len(BIG), "something was fetched twice"
-    assert max(length for _, _, length in store.ranges) <= 4 * MIB
-
-
-def test_nobody_waits_for_the_disk(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has come and is not written yet is read all the same, over the ends of ranges too, and asked for once."""
-    store = Remote({"big": BIG})
-    fs = opened(store)
-    big, gate = find(fs, "big"), threading.Event()
-    assert fs.content and fs.content.directory
-    directory, really = fs.content.directory, fs.content.directory.write_blob
-
-    def write_late(*words: Any) -> None:
-        wait(gate)
-        really(*words)
-
-    monkeypatch.setattr(directory, "write_blob", write_late)
-    try:
-        fs.read(big, 0, 4096)
-        fs.read(big, 32 << 10, 1000)
-        data = fs.read(big, (64 << 10) - 500, 1000)  # the first block came by itself
-        assert data == BIG[(64 << 10) - 500 : (64 << 10) + 500]
-        assert directory.used_bytes == 0
-    finally:
-        gate.set()
-    until(lambda: directory.used_bytes >= MIB)
-    assert read_all(fs, big, len(BIG)) == BIG
-    assert store.asked_bytes == len(BIG)
-
-
-def test_content_without_read_ahead(opened: Open) -> None:
-    store = Remote({"big": BIG})
-    fs = opened(store, policy(read_ahead_max_bytes=0))
-    big = find(fs, "big")
-    for offset in range(0, 4 * MIB, 128 << 10):
-        fs.read(big, offset, 128 << 10)
-    assert store.asked_bytes == 4 * MIB
-
-
-def many(count: int = 300, size: int = 100) -> dict[str, bytes]:
-    return {f"d/{n:05d}": bytes([n % 251]) * size for n in range(count)}
-
-
-def test_content_prefetch(opened: Open) -> None:
-    store = Remote(many())
-    fs = opened(store)
-    fs.read(find(fs, "d/00007"), 0, 10)
-    until(lambda: store.calls["get"] == 65)  # one asked for, and the first batch
-    first = [name for name, _, _ in store.ranges]
-    assert sorted(first) == [f"d/{n:05d}" for n in range(7, 72)], "in listing order, from there on"
-    fs.read(find(fs, "d/00008"), 0, 10)
-    until(lambda: store.calls["get"] == 300)
-    for name, data in many().items():
-        assert fs.read(find(fs, name), 0, 100) == data
-    assert store.calls["get"] == 300
-
-
-def test_content_prefetch_only_what_is_small(opened: Open) -> None:
-    store = Remote(many(20) | {"d/00005x": b"m" * (200 << 10), "d/e/other": b"x"})
-    fs = opened(store)
-    fs.read(find(fs, "d/00000"), 0, 10)
-    fs.read(find(fs, "d/00001"), 0, 10)
-    until(lambda: store.calls["get"] == 20)
-    time.sleep(0.05)
-    assert {name for name, _, _ in store.ranges} == set(many(20))
-
-
-def test_content_budget(opened: Open) -> None:
-    store = Remote(many(1000, 1000))
-    fs = opened(store, policy(prefetch_budget_bytes=100_000))
-    fs.read(find(fs, "d/00000"), 0, 10)
-    fs.read(find(fs, "d/00001"), 0, 10)
-    until(lambda: store.calls["get"] >= 100)
-    time.sleep(0.1)
-    assert store.calls["get"] <= 105, "a reader that went away left more than the budget behind"
-    fs.read(find(fs, "d/00089"), 0, 10)  # is there, and says how far the reader is
-    until(lambda: store.calls["get"] >= 185)
-    time.sleep(0.1)
-    assert store.calls["get"] <= 195
-
-
-def test_one_file_of_a_quarter_of_the_budget_is_left_out_of_the_page_cache(opened: Open) -> None:
-    store, stored = Remote(many(100, 1000)), []
-    fs = opened(store, policy(prefetch_budget_bytes=100_000))
-    fs.use_page_cache(lambda node_id, data: stored.append((node_id, bytes(data))))
-    fs.read(find(fs, "d/00000"), 0, 10)
-    fs.read(find(fs, "d/00001"), 0, 10)
-    until(lambda: store.calls["get"] == 100)
-    until(lambda: len(stored) >= 90)
-    assert len(stored) <= 98 - 98_000 // 25_000
-    by_id = {
-        fs.lookup(find(fs, "d"), name.removeprefix("d/").encode()).node_id: data
-        for name, data in many(100, 1000).items()
-    }
-    assert all(by_id[node_id] == data for node_id, data in stored)
-
-
-def test_what_somebody_waits_for_is_not_put_into_the_page_cache(opened: Open) -> None:
-    store, stored, gate = Remote(many(3)), [], threading.Event()
-    fs = opened(store)
-    fs.use_page_cache(lambda node_id, data: stored.append(node_id))
-    store.on("get", lambda: wait(gate))
-    ids = [find(fs, name) for name in many(3)]
-    with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(fs.read, ids[n], 0, 100) for n in (0, 1)]
-        until(lambda: store.calls["get"] == 3)
-        time.sleep(0.05)
-        gate.set()
-        assert [bytes(one.result()) for one in waiting] == [many(3)[f"d/0000{n}"] for n in (0, 1)]
-    until(lambda: stored == [ids[2]])
-
-
-def test_a_store_that_is_down_ends_prefetch(opened: Open) -> None:
-    store = Remote(many(500))
-    fs = opened(store)
-    ids = [find(fs, f"d/0000{n}") for n in (0, 1)]
-    store.fail("get")
-    assert [errno_of(lambda one=one: fs.read(one, 0, 1)) for one in ids] == [errno.EIO] * 2  # type: ignore[misc]
-    until(lambda: threading.active_count() > 0 and store.calls["get"] > 2)
-    settle(lambda: store.calls["get"])
-    assert store.calls["get"] < 300
-    store.heal()
-    assert fs.read(ids[0], 0, 100) == many()["d/00000"]
-
-
-def wait(gate: threading.Event) -> None:
-    gate.wait(10)
-
-
-def settle(count: Callable[[], int]) -> None:
-    """Wait until a count stays as it is."""
-    last = -1
-    while (now := count()) != last:
-        last = now
-        time.sleep(0.1)
-
-
-def is_kept(fs: BlobFileSystem, name: str) -> bool:
-    assert fs._content is not None
-    return fs._content.is_kept(fs.node(find(fs, name)))  # type: ignore[arg-type]
 
 
 def test_content_survives_restart(opened: Open) -> None:
