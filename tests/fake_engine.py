@@ -3,8 +3,10 @@
 import asyncio
 import itertools
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from amlmount.config.spec import MountSpec
 from amlmount.engines.base import Claim, Engine, ExitReason, Running
@@ -243,3 +245,30 @@ class FakeWorld:
         async with asyncio.timeout(5):
             while any(self.states()[name] != state for name, state in wanted.items()):
                 await asyncio.sleep(0.001)
+
+
+Scenario = Callable[[FakeWorld], Coroutine[Any, Any, None]]
+Play = Callable[[Scenario], None]
+
+
+async def as_it_is(world: FakeWorld) -> None:
+    """Begin a scenario with nothing mounted."""
+
+
+def play_out(
+    folder: Path, scenario: Scenario, *, begin: Scenario = as_it_is, names: tuple[str, ...] = ("a", "b")
+) -> None:
+    """Run a scenario in a world of its own, under a deadline, and check that it left nothing."""
+
+    async def whole() -> None:
+        async with asyncio.timeout(10):
+            world = FakeWorld(RecordStore(str(folder / "mounts")), names=names)
+            await begin(world)
+            await scenario(world)
+            await world.supervisor.close(timeout_s=2)
+            assert set(world.states().values()) <= {"unmounted"}
+            assert not world.engine.alive and not world.host.present
+            assert not (folder / "mounts").exists(), "records were left"
+            assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(whole())

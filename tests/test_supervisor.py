@@ -1,11 +1,9 @@
 """The supervisor with an engine, a host and a kernel of memory: every way a mount can come, go, die and be left."""
 
 import asyncio
-import os
 import stat
-from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,29 +11,12 @@ from amlmount.errors import AccessDeniedError, AmlmountError, BusyError, MountFa
 from amlmount.states import Condition, MountState, RestartPolicy
 from amlmount.supervisor import MadeTarget, MountRecord, RecordStore, Supervisor
 from amlmount.supervisor.records import current_boot_id
-from fake_engine import FakeWorld, spec_named
-
-Play = Callable[[Callable[[FakeWorld], Coroutine[Any, Any, None]]], None]
+from fake_engine import FakeWorld, Play, play_out, spec_named
 
 
 @pytest.fixture
 def play(tmp_path: Path) -> Play:
-    """Run a scenario in a world of its own, under a deadline, and check that it left nothing."""
-
-    def run(scenario: Callable[[FakeWorld], Coroutine[Any, Any, None]]) -> None:
-        async def whole() -> None:
-            async with asyncio.timeout(10):
-                world = FakeWorld(RecordStore(str(tmp_path / "mounts")))
-                await scenario(world)
-                await world.supervisor.close(timeout_s=2)
-                assert set(world.states().values()) <= {"unmounted"}
-                assert not world.engine.alive and not world.host.present
-                assert not os.path.exists(tmp_path / "mounts"), "records were left"
-                assert len(asyncio.all_tasks()) == 1
-
-        asyncio.run(whole())
-
-    return run
+    return partial(play_out, tmp_path)
 
 
 async def up(world: FakeWorld, *names: str, timeout_s: float = 5) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The supervisor when what is mounted is to be changed, with an engine of memory."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,32 +9,19 @@ import pytest
 
 from amlmount.config.spec import MountSpec
 from amlmount.errors import NetworkError, NotFoundError
-from amlmount.supervisor import RecordStore
 from amlmount.supervisor.changes import difference, needs_new_mount
-from fake_engine import FakeWorld, spec_named
+from fake_engine import FakeWorld, Play, play_out, spec_named
 
-Scenario = Callable[[FakeWorld], Coroutine[Any, Any, None]]
+
+async def with_both_up(world: FakeWorld) -> None:
+    world.engine.beneath_refused = None
+    await world.supervisor.up(None, wait=True, timeout_s=5)
+    world.engine.log.clear()
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Callable[[Scenario], None]:
-    """Run a scenario in a world with `a` and `b` up, and check that it left nothing."""
-
-    def run(scenario: Scenario) -> None:
-        async def whole() -> None:
-            async with asyncio.timeout(10):
-                world = FakeWorld(RecordStore(str(tmp_path / "mounts")))
-                world.engine.beneath_refused = None
-                await world.supervisor.up(None, wait=True, timeout_s=5)
-                world.engine.log.clear()
-                await scenario(world)
-                await world.supervisor.close(timeout_s=2)
-                assert set(world.states().values()) <= {"unmounted"} and not world.engine.alive
-                assert len(asyncio.all_tasks()) == 1
-
-        asyncio.run(whole())
-
-    return run
+def play(tmp_path: Path) -> Play:
+    return partial(play_out, tmp_path, begin=with_both_up)
 
 
 def changed(name: str, **fields: Any) -> MountSpec:
@@ -47,7 +34,7 @@ async def reload(world: FakeWorld, *specs: MountSpec) -> dict[str, str]:
     return {name: failure.message for name, failure in outcome.errors.items()}
 
 
-def test_a_changed_mount_is_replaced_without_a_gap(play: Callable[[Scenario], None]) -> None:
+def test_a_changed_mount_is_replaced_without_a_gap(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         old = world.engine.alive["a"]
         seen: list[str] = []
@@ -62,7 +49,7 @@ def test_a_changed_mount_is_replaced_without_a_gap(play: Callable[[Scenario], No
     play(scenario)
 
 
-def test_both_are_on_record_meanwhile(play: Callable[[Scenario], None]) -> None:
+def test_both_are_on_record_meanwhile(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         world.engine.stop_gate.clear()
         going = asyncio.create_task(reload(world, changed("a"), spec_named("b")))
@@ -76,7 +63,7 @@ def test_both_are_on_record_meanwhile(play: Callable[[Scenario], None]) -> None:
     play(scenario)
 
 
-def test_a_definition_that_does_not_work_leaves_the_old_one(play: Callable[[Scenario], None]) -> None:
+def test_a_definition_that_does_not_work_leaves_the_old_one(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         pid = world.engine.alive["a"].pid
         world.engine.start_errors = [NetworkError("cannot reach")]
@@ -89,7 +76,7 @@ def test_a_definition_that_does_not_work_leaves_the_old_one(play: Callable[[Scen
     play(scenario)
 
 
-def test_where_it_cannot_be_slipped_beneath_there_is_a_gap(play: Callable[[Scenario], None]) -> None:
+def test_where_it_cannot_be_slipped_beneath_there_is_a_gap(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         world.engine.beneath_refused = "Linux is too old"
         world.supervisor.update([changed("a"), spec_named("b")])
@@ -105,7 +92,7 @@ def test_where_it_cannot_be_slipped_beneath_there_is_a_gap(play: Callable[[Scena
     play(scenario)
 
 
-def test_new_gone_and_changed_in_place(play: Callable[[Scenario], None]) -> None:
+def test_new_gone_and_changed_in_place(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         specs = [changed("a", cache_max_bytes=5, refresh_interval_s=9.0), spec_named("c")]
         world.supervisor.update(specs)
@@ -118,7 +105,7 @@ def test_new_gone_and_changed_in_place(play: Callable[[Scenario], None]) -> None
     play(scenario)
 
 
-def test_what_was_taken_down_is_not_brought_up_by_a_reload(play: Callable[[Scenario], None]) -> None:
+def test_what_was_taken_down_is_not_brought_up_by_a_reload(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         await world.supervisor.down(["a"], lazy=False, timeout_s=5)
         assert await reload(world, changed("a"), spec_named("b")) == {}
@@ -127,7 +114,7 @@ def test_what_was_taken_down_is_not_brought_up_by_a_reload(play: Callable[[Scena
     play(scenario)
 
 
-def test_the_old_one_dies_while_it_is_replaced(play: Callable[[Scenario], None]) -> None:
+def test_the_old_one_dies_while_it_is_replaced(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         world.engine.takes_over = True
         world.engine.gate.clear()
@@ -145,7 +132,7 @@ def test_the_old_one_dies_while_it_is_replaced(play: Callable[[Scenario], None])
     play(scenario)
 
 
-def test_down_while_it_is_replaced(play: Callable[[Scenario], None]) -> None:
+def test_down_while_it_is_replaced(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         world.engine.gate.clear()
         going = asyncio.create_task(reload(world, changed("a"), spec_named("b")))
@@ -160,7 +147,7 @@ def test_down_while_it_is_replaced(play: Callable[[Scenario], None]) -> None:
     play(scenario)
 
 
-def test_restart_of_all_leaves_what_is_down(play: Callable[[Scenario], None]) -> None:
+def test_restart_of_all_leaves_what_is_down(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         await world.supervisor.down(["a"], lazy=False, timeout_s=5)
         outcome = await world.supervisor.restart(None, timeout_s=5)

@@ -1,41 +1,27 @@
 """The supervisor when an engine dies or hangs and its mount can be taken over, with an engine of memory."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from amlmount.errors import MountFailedError, NetworkError
 from amlmount.states import MountState, RestartPolicy
-from amlmount.supervisor import RecordStore, Supervisor
-from fake_engine import FakeWorld, spec_named
+from amlmount.supervisor import Supervisor
+from fake_engine import FakeWorld, Play, play_out, spec_named
 
-Scenario = Callable[[FakeWorld], Coroutine[Any, Any, None]]
+
+async def with_a_successor(world: FakeWorld) -> None:
+    world.engine.takes_over = True
+    world.supervisor = Supervisor(replace(world.around(), hung_after_s=0.03), [spec_named("a")])
+    await world.supervisor.up(None, wait=True, timeout_s=5)
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Callable[[Scenario], None]:
-    """Run a scenario in a world whose engine takes over, and check that it left nothing."""
-
-    def run(scenario: Scenario) -> None:
-        async def whole() -> None:
-            async with asyncio.timeout(10):
-                world = FakeWorld(RecordStore(str(tmp_path / "mounts")), names=("a",))
-                world.engine.takes_over = True
-                around = replace(world.around(), hung_after_s=0.03)
-                world.supervisor = Supervisor(around, [spec_named("a")])
-                await world.supervisor.up(None, wait=True, timeout_s=5)
-                await scenario(world)
-                await world.supervisor.close(timeout_s=2)
-                assert set(world.states().values()) <= {"unmounted"} and not world.engine.alive
-                assert len(asyncio.all_tasks()) == 1
-
-        asyncio.run(whole())
-
-    return run
+def play(tmp_path: Path) -> Play:
+    return partial(play_out, tmp_path, begin=with_a_successor, names=("a",))
 
 
 async def kill(world: FakeWorld) -> None:
@@ -44,7 +30,7 @@ async def kill(world: FakeWorld) -> None:
     await asyncio.sleep(0)
 
 
-def test_a_killed_engine_is_replaced_under_its_mount(play: Callable[[Scenario], None], tmp_path: Path) -> None:
+def test_a_killed_engine_is_replaced_under_its_mount(play: Play, tmp_path: Path) -> None:
     async def scenario(world: FakeWorld) -> None:
         [before] = world.supervisor.status()
         seen: list[MountState] = []
@@ -60,7 +46,7 @@ def test_a_killed_engine_is_replaced_under_its_mount(play: Callable[[Scenario], 
     play(scenario)
 
 
-def test_a_hung_engine_is_replaced_and_a_busy_one_is_not(play: Callable[[Scenario], None]) -> None:
+def test_a_hung_engine_is_replaced_and_a_busy_one_is_not(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         seen: list[str] = []
         world.supervisor.listen(lambda status: seen.append(status.last_error.message if status.last_error else ""))
@@ -81,7 +67,7 @@ def test_a_hung_engine_is_replaced_and_a_busy_one_is_not(play: Callable[[Scenari
     play(scenario)
 
 
-def test_a_takeover_that_fails_is_tried_again(play: Callable[[Scenario], None]) -> None:
+def test_a_takeover_that_fails_is_tried_again(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         world.engine.take_over_errors = [NetworkError("cannot reach"), RuntimeError("bug")]
         await kill(world)
@@ -91,7 +77,7 @@ def test_a_takeover_that_fails_is_tried_again(play: Callable[[Scenario], None]) 
     play(scenario)
 
 
-def test_at_the_limit_callers_get_an_error_and_ps_the_evidence(play: Callable[[Scenario], None]) -> None:
+def test_at_the_limit_callers_get_an_error_and_ps_the_evidence(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         world.engine.take_over_errors = [MountFailedError(f"cannot reach {turn}") for turn in range(20)]
         await kill(world)
@@ -107,7 +93,7 @@ def test_at_the_limit_callers_get_an_error_and_ps_the_evidence(play: Callable[[S
 
 
 def test_without_a_store_callers_get_an_error_at_the_limit_and_it_is_mounted_again(
-    play: Callable[[Scenario], None],
+    play: Play,
 ) -> None:
     async def scenario(world: FakeWorld) -> None:
         world.engine.take_over_errors = [NetworkError(f"cannot reach {turn}") for turn in range(5)]
@@ -122,7 +108,7 @@ def test_without_a_store_callers_get_an_error_at_the_limit_and_it_is_mounted_aga
     play(scenario)
 
 
-def test_what_cannot_be_taken_over_is_mounted_anew(play: Callable[[Scenario], None]) -> None:
+def test_what_cannot_be_taken_over_is_mounted_anew(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         world.engine.takes_over = False
         await kill(world)
@@ -132,7 +118,7 @@ def test_what_cannot_be_taken_over_is_mounted_anew(play: Callable[[Scenario], No
     play(scenario)
 
 
-def test_down_while_it_is_taken_over(play: Callable[[Scenario], None]) -> None:
+def test_down_while_it_is_taken_over(play: Play) -> None:
     async def scenario(world: FakeWorld) -> None:
         world.engine.gate.clear()
         await kill(world)
