@@ -105,19 +105,12 @@ def test_whoever_flushes_is_answered_in_time(world: World) -> None:
         assert done.returncode == 0 and service.containers["data"]["new.txt"].data == b"not taken", done.stderr
 
 
-def test_a_store_that_does_not_say_whether_it_can_be_written_is_mounted(world: World) -> None:
-    with written_to_a_fake(world) as service:
-        assert world.cli("down").returncode == 0
-        service.fail("status", 10000, when=_is_upload, status=503, code="ServerBusy")
-        service.put("data", "old.txt", b"old")
-        begun = time.monotonic()
-        assert world.cli("up", env={"KEY": "a2V5"}).returncode == 0
-        assert time.monotonic() - begun < 20 and Path(f"{world.root}/mnt/old.txt").read_text() == "old"
-
-
 @pytest.mark.parametrize("is_looked_for", ["while it is sent", "when it was sent"])
 def test_what_could_not_be_sent_is_there_after_the_next_start(world: World, is_looked_for: str) -> None:
-    """The store is listed before the journal is read: what is still to come is on top of that, and stays."""
+    """The store is listed before the journal is read: what is still to come is on top of that, and stays.
+
+    While nothing gets through, it cannot be asked whether it may be written to either: that keeps no mount from coming.
+    """
     with written_to_a_fake(world) as service:
         service.fail("status", 10000, when=_is_upload, status=503, code="ServerBusy")
         path = f"{world.root}/mnt/new.txt"

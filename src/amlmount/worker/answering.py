@@ -47,8 +47,9 @@ def take_up_writing(files: BlobFileSystem, spec: MountSpec, news: News, *, is_su
     assert isinstance(files, WritableFileSystem)
     files.news.tell = news.tell
     found = recover(files, is_successor=is_successor)
-    for _, top in files.tops() if found.pending else ():
-        files.expire(top)  # listed before anybody knew what is still to come
+    if found.pending and not is_successor:  # listed before anybody knew what is still to come
+        for _, top in files.tops():
+            files.expire(top)
     log.info("%d files go on, %d are being sent, %d were set aside", found.resumed, found.pending, len(found.kept))
     if not is_successor:
         _ask_whether_writable(files)
