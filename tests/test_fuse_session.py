@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 
 from amlmount.errors import MountFailedError
-from amlmount.fuse.negotiate import Negotiated, Offer
+from amlmount.fuse.buffers import HeapBuffers
+from amlmount.fuse.negotiate import Feature, Negotiated, Offer
 from amlmount.fuse.protocol import IN_HEADER, OUT_HEADER, UNIQUE_RESEND, Opcode, Request
 from amlmount.fuse.session import EndReason, Reply, Session
 from amlmount.vfs.base import WouldBlock
@@ -53,7 +54,7 @@ class Kernel:
         self.negotiated: list[Negotiated] = []
         self.result: list[EndReason | Exception] = []
         self.thread = threading.Thread(target=self._run, daemon=True)
-        self.options: dict[str, int | float | Offer | Negotiated] = {}
+        self.options: dict[str, int | float | Offer | Negotiated | HeapBuffers] = {}
 
     def start(self) -> None:
         self.session = Session(
@@ -112,8 +113,32 @@ def test_init_is_written_down_before_it_is_answered(kernel: Kernel) -> None:
     assert kernel.end() is EndReason.UNMOUNTED
 
 
+def handed_over(features: Feature) -> Negotiated:
+    return Negotiated.from_json(dict.fromkeys(Negotiated.__dataclass_fields__, 8192) | {"features": int(features)})
+
+
+def test_what_a_predecessor_left_is_known_to_come_again(kernel: Kernel) -> None:
+    """Of a kernel that sends nothing again by itself, and does not know the mark."""
+    buffers, left = HeapBuffers(8192), bytearray(IN_HEADER.pack(40, Opcode.STATFS, 8, 1, 0, 0, 0, 0, 0))
+    buffers.left = lambda: [memoryview(left)]  # type: ignore[method-assign]
+    kernel.options |= {"negotiated": handed_over(Feature(0)), "buffers": buffers}
+    seen: list[int] = []
+
+    def answer(request: Request, may_wait: bool) -> Reply:
+        seen.append(request.unique)
+        if not may_wait and request.unique & UNIQUE_RESEND:
+            raise WouldBlock
+        return b"12345678"
+
+    kernel.handler.answers[Opcode.STATFS] = answer
+    kernel.start()
+    assert kernel.receive() == (8, 0, b"12345678")
+    assert kernel.ask(Opcode.STATFS, unique=10) == (10, 0, b"12345678")
+    assert seen == [UNIQUE_RESEND | 8, UNIQUE_RESEND | 8, 10]
+
+
 def test_a_successor_gets_no_init(kernel: Kernel) -> None:
-    handed = Negotiated.from_json(dict.fromkeys(Negotiated.__dataclass_fields__, 8192))
+    handed = handed_over(Feature.HAS_RESEND)
     kernel.options["negotiated"] = handed
     kernel.start()
     assert kernel.handler.begun == [handed]

@@ -1,9 +1,11 @@
 """Parts that are sent while a file is being written: what arrives is what was written, whatever was touched since."""
 
 import errno
+import os
 import random
-from collections.abc import Iterator
-from contextlib import closing
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,14 @@ from amlmount.stores.azure import open_azure, staging
 from amlmount.stores.azure import store as azure_store
 from amlmount.stores.azure.blocks import plan_blocks
 from amlmount.stores.azure.store import AzureStore
+from amlmount.vfs.writing import ahead
+from amlmount.vfs.writing.livefile import LiveFile
 from fakeblob import Asked, FakeBlobService
-from writing.ground import Tree, open_tree
+from mounting import until
+from writing.ground import Handle, Tree, open_tree
 
 PART = 1000
+NOTHING = b""  # what is compared, where every write is heard of
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +59,7 @@ def test_durable_sent_ahead(fake: FakeBlobService, store: AzureStore, tree: Tree
         for start in range(0, len(data), 250):
             handle.write(start, data[start : start + 250])
         ahead = handle.node.ahead  # type: ignore[attr-defined]
-        assert len(ahead.sent()) == 10 == blocks(fake) and "a" not in fake.containers["data"]
+        assert len(ahead.sent(NOTHING)) == 10 == blocks(fake) and "a" not in fake.containers["data"]
     assert blocks(fake) == 11 and store.get("a") == data
 
 
@@ -61,12 +67,12 @@ def test_what_was_touched_is_sent_again(fake: FakeBlobService, store: AzureStore
     data = bytearray(random.Random(1).randbytes(6 * PART))
     with tree.create("a") as handle:
         handle.write(0, bytes(data))
-        handle.node.ahead.sent()  # type: ignore[attr-defined]
+        handle.node.ahead.sent(NOTHING)  # type: ignore[attr-defined]
         data[PART + 5 : PART + 8] = b"new"
         handle.write(PART + 5, b"new")
         data[3 * PART - 1 : 3 * PART + 1] = b"xy"
         handle.write(3 * PART - 1, b"xy")
-        assert handle.node.ahead.sent() == [0, 4]  # type: ignore[attr-defined]
+        assert handle.node.ahead.sent(NOTHING) == [0, 4]  # type: ignore[attr-defined]
     assert store.get("a") == data and blocks(fake) == 5 + 4
 
 
@@ -105,11 +111,11 @@ def test_parts_that_failed_or_got_lost_are_sent_at_the_close(
     fake.fail("status", 2, when=is_block, status=403, code="AuthorizationFailure")
     with tree.create("a") as handle:
         handle.write(0, data)
-        handle.node.ahead.sent()  # type: ignore[attr-defined]
+        handle.node.ahead.sent(NOTHING)  # type: ignore[attr-defined]
     assert store.get("a") == data
     with tree.create("b") as handle:
         handle.write(0, data)
-        handle.node.ahead.sent()  # type: ignore[attr-defined]
+        handle.node.ahead.sent(NOTHING)  # type: ignore[attr-defined]
         with fake.lock:
             fake.put("data", "b", b"")  # a commit of somebody else takes all parts with it
             del fake.containers["data"]["b"]
@@ -126,7 +132,7 @@ def test_a_write_that_failed_half_way_is_no_longer_what_was_sent(
     data = random.Random(3).randbytes(3 * PART + 1)
     with tree.create("a") as handle:
         handle.write(0, data)
-        assert handle.node.ahead.sent() == [0, 1, 2]  # type: ignore[attr-defined]
+        assert handle.node.ahead.sent(NOTHING) == [0, 1, 2]  # type: ignore[attr-defined]
         disk, real = tree.files.disk, tree.files.disk.write
 
         def half(fd: int, data: bytes, offset: int) -> None:
@@ -139,3 +145,83 @@ def test_a_write_that_failed_half_way_is_no_longer_what_was_sent(
                 handle.write(PART, b"xxxx")
         shown = handle.read()
     assert shown[PART : PART + 2] == b"xx" and store.get("a") == shown
+
+
+# What the kernel writes by itself: nobody tells us which parts were touched
+
+
+@contextmanager
+def written_directly(tree: Tree, name: str) -> Iterator[tuple[Handle, int]]:
+    """A new file, and the descriptor by which the kernel writes it."""
+    with tree.create(name, os.O_WRONLY) as handle:
+        found = tree.files.empty_file(handle.node, os.O_WRONLY)
+        assert found is not None and tree.files.begin_direct(handle.node, os.O_WRONLY, found[1])
+        yield handle, found[0]
+        os.close(found[0])
+
+
+def arrive(handle: Handle, count: int) -> None:
+    """Wait until so many parts were sent ahead."""
+    file = handle.node
+    assert isinstance(file, LiveFile)
+    until(lambda: file.ahead is not None and sum(job.done() for job in list(file.ahead.sending.values())) == count)
+
+
+@pytest.mark.parametrize("touched", [(), (0,), (3, 7), range(10)])
+def test_parts_the_kernel_touched_are_sent_again(
+    fake: FakeBlobService, store: AzureStore, tree: Tree, touched: Sequence[int]
+) -> None:
+    data = bytearray(random.Random(1).randbytes(10 * PART + 7))
+    with written_directly(tree, "a") as (handle, fd):
+        os.pwrite(fd, data, 0)
+        arrive(handle, 10)
+        assert "a" not in fake.containers["data"]
+        for number in touched:
+            data[number * PART + 1] ^= 1
+            os.pwrite(fd, data[number * PART + 1 : number * PART + 2], number * PART + 1)
+    assert store.get("a") == data and blocks(fake) == 10 + len(touched) + 1
+
+
+def test_a_hole_is_not_sent_ahead(fake: FakeBlobService, store: AzureStore, tree: Tree) -> None:
+    """Whoever makes the file as long as it will be first, and fills it then, sends it once."""
+    data = random.Random(1).randbytes(100 * PART)
+    with written_directly(tree, "a") as (handle, fd):
+        os.ftruncate(fd, len(data))
+        time.sleep(3 * ahead.LOOK_S)
+        assert handle.node.ahead is None  # type: ignore[attr-defined]
+        os.pwrite(fd, data, 0)
+    assert store.get("a") == data and blocks(fake) <= 100
+
+
+def test_what_was_cut_and_written_anew_is_what_arrives(store: AzureStore, tree: Tree) -> None:
+    data = random.Random(1).randbytes(5 * PART)
+    with written_directly(tree, "a") as (handle, fd):
+        os.pwrite(fd, bytes(9 * PART), 0)
+        arrive(handle, 8)
+        handle.truncate(0)
+        os.pwrite(fd, data, 0)
+    assert store.get("a") == data
+
+
+@pytest.mark.parametrize("status", [500, 403])
+def test_a_part_that_cannot_be_sent_ahead_is_sent_at_the_close(
+    fake: FakeBlobService, store: AzureStore, tree: Tree, status: int
+) -> None:
+    data = random.Random(1).randbytes(5 * PART)
+    with written_directly(tree, "a") as (handle, fd):
+        fake.fail("status", 2, when=lambda asked: asked.query.get("comp") == "block", status=status)
+        os.pwrite(fd, data, 0)
+        arrive(handle, 4)
+    assert store.get("a") == data
+
+
+def test_only_what_is_new_is_looked_at(store: AzureStore, tree: Tree) -> None:
+    """After an fsync the store has the beginning: it is not sent ahead once more."""
+    with written_directly(tree, "a") as (handle, fd):
+        os.pwrite(fd, bytes(9 * PART), 0)
+        arrive(handle, 8)
+        handle.fsync()
+        os.pwrite(fd, b"x" * PART, 9 * PART)
+        time.sleep(3 * ahead.LOOK_S)
+        assert handle.node.ahead is None  # type: ignore[attr-defined]
+    assert store.get("a") == bytes(9 * PART) + b"x" * PART

@@ -6,15 +6,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from amlmount.config.spec import MountSpec
+from amlmount.stores.azure import open_azure
+from amlmount.stores.azure.store import AzureStore
 from amlmount.stores.base import ObjectStore
-from amlmount.stores.local import LocalStore
 from amlmount.vfs.writing.livefile import LiveFile
+from fakeblob import FakeBlobService
 from mounting import until
 from writing.ground import content_of, open_tree
 from writing.test_writing_mount import Mount, mounted, writable_spec
@@ -24,14 +28,20 @@ NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
 @pytest.fixture
-def outside(tmp_path: Path) -> LocalStore:
-    (tmp_path / "store").mkdir()
-    return LocalStore(str(tmp_path / "store"))
+def service() -> Iterator[FakeBlobService]:
+    with closing(FakeBlobService()) as one:
+        yield one
 
 
-def spec_of(outside: LocalStore, mountpoint: str, tmp_path: Path, **changes: Any) -> Any:
-    definition: dict[str, object] = {"type": "local", "path": str(tmp_path / "store")}
-    return writable_spec(definition, mountpoint, str(tmp_path / "state"), **changes)
+@pytest.fixture
+def outside(service: FakeBlobService) -> Iterator[AzureStore]:
+    with closing(open_azure(service.definition())) as opened:
+        yield opened
+
+
+@pytest.fixture
+def spec_of(service: FakeBlobService, mountpoint: str, tmp_path: Path) -> Callable[..., MountSpec]:
+    return partial(writable_spec, service.definition(), mountpoint, str(tmp_path / "state"))
 
 
 @pytest.fixture
@@ -40,8 +50,8 @@ def durability() -> str:
 
 
 @pytest.fixture
-def mount(outside: LocalStore, mountpoint: str, tmp_path: Path, durability: str) -> Iterator[Mount]:
-    with mounted(spec_of(outside, mountpoint, tmp_path, durability=durability)) as one:
+def mount(spec_of: Callable[..., MountSpec], durability: str) -> Iterator[Mount]:
+    with mounted(spec_of(durability=durability)) as one:
         yield one
 
 
@@ -229,8 +239,8 @@ def test_durable_mapping_unheard(path: str, outside: ObjectStore) -> None:
         mapping.communicate("end\n")
 
 
-def test_a_conflict_is_told_at_the_close(outside: LocalStore, mountpoint: str, tmp_path: Path) -> None:
-    with mounted(spec_of(outside, mountpoint, tmp_path)) as mount:
+def test_a_conflict_is_told_at_the_close(outside: AzureStore, spec_of: Callable[..., MountSpec]) -> None:
+    with mounted(spec_of()) as mount:
         fd = os.open(f"{mount.path}/a", NEW)
         os.write(fd, b"ours")
         outside.put("a", b"theirs")
@@ -275,18 +285,18 @@ def test_an_empty_file_may_be_opened_in_any_way_after_a_crash(
 
 
 def test_of_what_was_neither_synced_nor_closed_nothing_is_thrown_away(
-    program: Program, outside: LocalStore, mountpoint: str, tmp_path: Path
+    program: Program, outside: AzureStore, spec_of: Callable[..., MountSpec], tmp_path: Path
 ) -> None:
-    with mounted(spec_of(outside, mountpoint, tmp_path)) as mount:
+    with mounted(spec_of()) as mount:
         program.do("fd = os.open(path + '/a', NEW); os.write(fd, b'stored'); os.fsync(fd); os.write(fd, b', and more')")
         mount.kill()
-    with mounted(spec_of(outside, mountpoint, tmp_path)):
+    with mounted(spec_of()):
         kept = [found for found in (tmp_path / "state" / "kept").iterdir() if found.suffix != ".json"]
         assert [found.read_bytes() for found in kept] == [b"stored, and more"]
     assert content_of(outside) == {"a": b"stored"}
 
 
-def test_a_write_in_the_same_tick_is_noticed(outside: LocalStore, tmp_path: Path) -> None:
+def test_a_write_in_the_same_tick_is_noticed(outside: AzureStore, tmp_path: Path) -> None:
     """A clock that stands still (older kernels give times in ticks of 1 to 10 ms) hides no write."""
     tree = open_tree(outside, tmp_path / "state")
     with tree.create("a", os.O_WRONLY) as handle:
@@ -315,8 +325,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.usefixtures("small_disk")
-def test_a_full_disk_is_told_at_the_write(outside: LocalStore, mountpoint: str, tmp_path: Path) -> None:
-    with mounted(spec_of(outside, mountpoint, tmp_path)) as mount:
+def test_a_full_disk_is_told_at_the_write(outside: AzureStore, spec_of: Callable[..., MountSpec]) -> None:
+    with mounted(spec_of()) as mount:
         fd = os.open(f"{mount.path}/big", NEW)
         with pytest.raises(OSError) as caught:
             while True:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from amlmount.fuse.negotiate import CAP_VARIABLE
+from amlmount.stores.azure import open_azure
 from amlmount.stores.base import ObjectStore
 from amlmount.stores.local import LocalStore
+from fakeblob import FakeBlobService
 from mounting import until
 from writing import programs
 from writing.ground import content_of
@@ -33,30 +35,38 @@ print(json.dumps({name: digest(f"{sys.argv[1]}/{name}") for name in os.listdir(s
 """
 
 
-@pytest.fixture
-def outside(tmp_path: Path) -> ObjectStore:
-    (tmp_path / "store").mkdir()
-    return LocalStore(str(tmp_path / "store"))
-
-
-@pytest.fixture(params=["store", "journal", "journal, on an older kernel"])
-def mount(
-    request: pytest.FixtureRequest,
-    outside: ObjectStore,
-    mountpoint: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Mount]:
-    """On the older one every write comes to the worker, and requests are not sent again by the kernel."""
-    durability, _, kernel = request.param.partition(", ")
-    if kernel:
+@pytest.fixture(params=["store", "journal", "journal, in a local folder", "store, on an older kernel"])
+def ground(
+    request: pytest.FixtureRequest, mountpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Mount, ObjectStore]]:
+    """A mount, and what it shows. On the older kernel no file is written without the worker, and no request is sent
+    again by the kernel; in a local folder our own uploads are known by their content."""
+    durability, _, where = request.param.partition(", ")
+    if where == "on an older kernel":
         monkeypatch.setenv(CAP_VARIABLE, "39")
-    definition: dict[str, object] = {"type": "local", "path": str(tmp_path / "store")}
-    with mounted(writable_spec(definition, mountpoint, str(tmp_path / "state"), durability=durability)) as one:
-        yield one
+    with contextlib.ExitStack() as held:
+        outside: ObjectStore
+        definition: dict[str, object]
+        if where == "in a local folder":
+            (tmp_path / "store").mkdir()
+            outside, definition = (
+                LocalStore(str(tmp_path / "store")),
+                {"type": "local", "path": str(tmp_path / "store")},
+            )
+        else:
+            service = held.enter_context(contextlib.closing(FakeBlobService()))
+            outside, definition = (
+                held.enter_context(contextlib.closing(open_azure(service.definition()))),
+                service.definition(),
+            )
+        spec = writable_spec(
+            definition, mountpoint, str(tmp_path / "state"), durability=durability, upload_timeout_s=30.0
+        )
+        yield held.enter_context(mounted(spec)), outside
 
 
-def test_crash_programs_notice_nothing(mount: Mount, outside: ObjectStore) -> None:
+def test_crash_programs_notice_nothing(ground: tuple[Mount, ObjectStore]) -> None:
+    mount, outside = ground
     argv = [sys.executable, programs.__file__, mount.path]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
         try:

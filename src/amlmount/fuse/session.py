@@ -17,7 +17,7 @@ from typing import Protocol
 
 from amlmount.errors import MountFailedError
 from amlmount.fuse.buffers import HeapBuffers, RequestBuffers
-from amlmount.fuse.negotiate import Negotiated, Offer, negotiate
+from amlmount.fuse.negotiate import Feature, Negotiated, Offer, negotiate
 from amlmount.fuse.pool import Pool
 from amlmount.fuse.protocol import (
     IN_HEADER,
@@ -123,6 +123,8 @@ class Session:
             Opcode.NOTIFY_REPLY: lambda request: None,  # we never ask for one
             Opcode.DESTROY: lambda request: self._reply(request.unique, b""),
         }
+        is_marked = negotiated is None or Feature.HAS_RESEND in negotiated.features
+        self._unique_mask = -1 if is_marked else ~UNIQUE_RESEND  # a kernel that does not mark does not know the mark
         self._constant_errors = handler.constant_errors
         self._follow_ups = handler.follow_ups
         self.request_counts: dict[int, int] = {}
@@ -179,7 +181,7 @@ class Session:
         """Answer what a predecessor had read; the kernel takes no second answer to what it did answer."""
         for buffer in self._buffers.left():
             length = int.from_bytes(buffer[:4], "little")
-            if self._dispatch(buffer[:length], buffer):
+            if self._dispatch(buffer[:length], buffer, again=UNIQUE_RESEND):
                 self._buffers.give_back(buffer)
 
     def _after_failed_read(self, error: OSError) -> EndReason | None:
@@ -196,10 +198,13 @@ class Session:
             return EndReason.ABORTED
         raise error
 
-    def _dispatch(self, data: memoryview, buffer: memoryview) -> bool:
-        """Answer one request, or hand it with its buffer to the pool and return False."""
+    def _dispatch(self, data: memoryview, buffer: memoryview, again: int = 0) -> bool:
+        """Answer one request, or hand it with its buffer to the pool and return False. `again`: what marks it as one
+        that may have been carried out before; a kernel that sends it again by itself has marked it."""
         try:
             header = parse_header(data)
+            if again:
+                header = header._replace(unique=header.unique | again)
             opcode = header.opcode
             self.request_counts[opcode] = self.request_counts.get(opcode, 0) + 1
             constant = self._constant_errors.get(opcode)
@@ -316,14 +321,14 @@ class Session:
 
     def _reply_error(self, unique: int, number: int) -> None:
         try:
-            os.write(self._fd, OUT_HEADER.pack(OUT_HEADER.size, -number, unique))
+            os.write(self._fd, OUT_HEADER.pack(OUT_HEADER.size, -number, unique & self._unique_mask))
         except OSError as error:
             if error.errno not in _GONE:
                 log.error("cannot answer request %d with errno %d: %s", unique, number, error)
 
     def _reply(self, unique: int, body: bytes | memoryview) -> bool:
         try:
-            os.writev(self._fd, (OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique), body))
+            os.writev(self._fd, (OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique & self._unique_mask), body))
         except OSError as error:
             if error.errno in _GONE:
                 return False

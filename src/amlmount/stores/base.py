@@ -160,8 +160,8 @@ class BegunUpload(Protocol):
         """The length of every part; part n begins at n times that."""
         ...
 
-    def send(self, number: int, data: bytes) -> None:
-        """Send a part; from several threads at once, each part once. Raises AmlmountError."""
+    def send(self, number: int, data: bytes | memoryview) -> None:
+        """Send a part, or send it anew; from several threads at once, one of them for a part. Raises AmlmountError."""
         ...
 
     def commit(

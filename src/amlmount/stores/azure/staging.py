@@ -133,7 +133,7 @@ class PartsFirst:
         """What `plan_blocks` cuts a blob into."""
         return BLOCK_BYTES
 
-    def send(self, number: int, data: bytes) -> None:
+    def send(self, number: int, data: bytes | memoryview) -> None:
         """Put one block."""
         query = {"comp": "block", "blockid": block_id(self._tag, number)}
         request = Request("PUT", self._client.location.blob_path(self._name), query, body=data)

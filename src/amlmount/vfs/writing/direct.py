@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from amlmount.stores.base import WritableStore
 from amlmount.vfs.base import Node, WouldBlock
 from amlmount.vfs.writing.live import LiveTree
 from amlmount.vfs.writing.livefile import LiveFile
@@ -29,10 +30,17 @@ class DirectTree(LiveTree):
         opened with `flags`, if the kernel may write into it from now on; None if it has to come to us."""
         if not isinstance(node, LiveFile) or flags & os.O_ACCMODE != os.O_WRONLY or flags & os.O_DIRECT:
             return None
+        if not self._knows_our_own(node):
+            return None
         with node.lock:
             if not node.state.whole or node.state.size or node.is_displaced or node.state.mapped:
                 return None
             return os.dup(node.fd()), node.state.epoch
+
+    def _knows_our_own(self, file: LiveFile) -> bool:
+        """Say whether an upload whose end nobody heard of is known as ours by more than content, which changes while
+        no process is there."""
+        return isinstance(file.source.store, WritableStore) and file.source.store.keeps_metadata
 
     def begin_direct(self, node: Node, flags: int, epoch: int | None) -> bool:
         """Expect the kernel to write into a data file: that of an epoch, or (None) the one it has already. False if

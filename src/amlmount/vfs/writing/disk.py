@@ -48,6 +48,11 @@ class Disk:
         found = os.fstat(fd)
         return found.st_size, found.st_mtime_ns
 
+    def measure_taken(self, fd: int) -> tuple[int, int]:
+        """Return the length of an open file, and what it takes on the disk, in bytes (stat(2): in units of 512)."""
+        found = os.fstat(fd)
+        return found.st_size, found.st_blocks * 512
+
     def close(self, fd: int) -> None:
         """Close a file; what was not synced is written by the kernel as it sees fit."""
         os.close(fd)

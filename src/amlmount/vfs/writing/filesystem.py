@@ -93,8 +93,11 @@ class WritableFileSystem(LiveReading):
         """See DirectTree.begin_direct; what may be mapped is looked at again and again."""
         if not super().begin_direct(node, flags, epoch):
             return False
-        if isinstance(node, LiveFile) and node.state.mapped:
+        assert isinstance(node, LiveFile)
+        if node.state.mapped:
             self.uploads.enqueue(node, MAPPED_S)
+        if epoch is not None and self._parts is not None:
+            self._parts.watch(node)
         return True
 
     def close_file(self, node: Node, *, may_wait: bool = True) -> None:

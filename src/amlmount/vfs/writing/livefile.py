@@ -192,6 +192,10 @@ class LiveFile(FileNode):
             state.size, state.mtime_ns = size_bytes, mtime_ns
             state.held, state.dirty = Extents([(0, size_bytes)]), Extents([(0, size_bytes)])
 
+    def measure_taken(self) -> tuple[int, int]:
+        """Return the length of the data file, and what it takes on the disk, in bytes."""
+        return self._disk.measure_taken(self.fd())
+
     def notice(self) -> bool:
         """Count what the kernel wrote into the data file as a change; True if it did since this was asked last.
 

@@ -162,7 +162,7 @@ class Sender:
         conditions: Any = {"if_match": snapshot.etag or None, "if_none_match": not snapshot.etag}
         conditions["metadata"] = _metadata(store, snapshot)
         ahead, snapshot.ahead = snapshot.ahead, None
-        if ahead is not None and snapshot.whole and (sent := ahead.sent()):
+        if ahead is not None and snapshot.whole and (sent := ahead.sent(snapshot)):
             try:
                 return ahead.begun.commit(snapshot, sent, **conditions)
             except AmlmountError as error:
