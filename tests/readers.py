@@ -3,8 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from daemons import Pair, make_pair
+from mounting import make_source
+from world import World
 
 ORACLE = str(Path(__file__).parents[1] / "benchmarks" / "oracle.py")
 USERS = str(Path(__file__).parents[1] / "benchmarks" / "users.py")
@@ -45,3 +51,21 @@ class User(Readers):
         self._process = subprocess.Popen(
             [sys.executable, USERS, what, mount, *rest], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+
+
+def make_readable_pair(world: World) -> Pair:
+    """Make a pair whose `red` has a tree worth reading."""
+    made = make_pair(world)
+    make_source(f"{world.root}/red")
+    return made
+
+
+@contextmanager
+def reading(pair: Pair) -> Iterator[Readers]:
+    """Have readers at `red`, from when they have their files open."""
+    readers = Readers(f"{pair.world.root}/red", pair.target("red"))
+    try:
+        readers.wait_until_ready()
+        yield readers
+    finally:
+        readers.kill()

@@ -3,34 +3,19 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from daemons import Pair, make_pair, poll
-from mounting import make_source
-from readers import Readers
+from daemons import Pair, poll
+from readers import make_readable_pair, reading
 from sandbox import Sandbox, command_line
 from world import World
 
 
 @pytest.fixture
 def pair(world: World) -> Pair:
-    made = make_pair(world)
-    make_source(f"{world.root}/red")
-    return made
-
-
-@contextmanager
-def reading(pair: Pair) -> Iterator[Readers]:
-    readers = Readers(f"{pair.world.root}/red", pair.target("red"))
-    try:
-        readers.wait_until_ready()
-        yield readers
-    finally:
-        readers.kill()
+    return make_readable_pair(world)
 
 
 def keepers(pair: Pair) -> list[int]:

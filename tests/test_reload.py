@@ -4,36 +4,22 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from amlmount.fuse.negotiate import CAP_VARIABLE
-from daemons import CONFIG, Pair, make_pair, poll
-from mounting import make_source
-from readers import Readers
+from daemons import CONFIG, Pair, poll
+from readers import make_readable_pair, reading
 from sandbox import command_line
 from world import World
 
 
 @pytest.fixture
 def pair(world: World) -> Pair:
-    made = make_pair(world)
-    make_source(f"{world.root}/red")
-    return made
-
-
-@contextmanager
-def reading(pair: Pair) -> Iterator[Readers]:
-    readers = Readers(f"{pair.world.root}/red", pair.target("red"))
-    try:
-        readers.wait_until_ready()
-        yield readers
-    finally:
-        readers.kill()
+    return make_readable_pair(world)
 
 
 def configure(pair: Pair, red: str = "", more: str = "") -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amlmount.cli import launch, warm_command
-from amlmount.cli.output import Console, Format, age, for_each, print_objects, print_table
+from amlmount.cli.output import Console, Format, Output, age, for_each, print_objects, print_table
 from amlmount.cli.settings import complete_mount, console, locations, named_config, setting
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 cache_app = typer.Typer(no_args_is_help=True, help="Look after the caches on disk.")
 cache_app.command()(warm_command.warm)
 
-Output = Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The mount.", autocompletion=complete_mount)]
 Pattern = Annotated[str, typer.Argument(metavar="GLOB", help="Files below the mount, such as '*.jpg' or 'a/**'.")]

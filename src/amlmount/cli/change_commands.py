@@ -11,7 +11,7 @@ import typer
 
 from amlmount.cli import launch
 from amlmount.cli.mount_commands import Steps, sudo_uid
-from amlmount.cli.output import Console, Format, print_mounts, print_objects, print_table, raise_for
+from amlmount.cli.output import Console, Format, Output, print_mounts, print_objects, print_table, raise_for
 from amlmount.cli.settings import complete_mount, console, parse_duration
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ Names = Annotated[
 Timeout = Annotated[
     float, typer.Option("--timeout", parser=parse_duration, metavar="DURATION", help="How long to wait (30s, 5m).")
 ]
-Output = Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")]
 
 
 def reload(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amlmount.cli import launch
-from amlmount.cli.output import Console, Format, age, print_objects, print_table
+from amlmount.cli.output import Console, Format, Output, age, print_objects, print_table
 from amlmount.cli.settings import complete_mount, console, parse_duration
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def check(
     timeout: Annotated[
         float, typer.Option(parser=parse_duration, metavar="TIME", help="What has not answered by then is silent.")
     ] = "10s",  # type: ignore[assignment]
-    output: Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")] = Format.TABLE,
+    output: Output = Format.TABLE,
 ) -> None:
     """Look whether mounts are well: process, place, answers, store, credential, disks, uploads, errors, clock.
 

@@ -83,16 +83,10 @@ def _program(explicit: Path | None) -> str:
 
 
 def _load(ctx: typer.Context) -> "Loaded":
-    from amlmount.config.load import config_files, load_with_places, main_file
-    from amlmount.errors import ConfigError
+    from amlmount.config.load import load_with_places, required_files
 
     explicit: Path | None = setting(ctx, "config")
-    files = config_files(explicit, system=setting(ctx, "system"))
-    if not files:
-        main = main_file(explicit, system=setting(ctx, "system"))
-        hint = f"`{_program(explicit)} init` writes one"
-        raise ConfigError(f"cannot find a configuration: there is no '{main}'", hint=hint)
-    return load_with_places(files)
+    return load_with_places(required_files(explicit, system=setting(ctx, "system"), program=_program(explicit)))
 
 
 def _daemon_user(ctx: typer.Context) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amlmount.cli.output import Console, Format, print_objects
+from amlmount.cli.output import Console, Format, Output, print_objects
 from amlmount.cli.settings import console, locations, setting
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def doctor(
         Path | None,
         typer.Option("--bundle", metavar="FILE", help="Write an archive for who helps, without secrets."),
     ] = None,
-    output: Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")] = Format.TABLE,
+    output: Output = Format.TABLE,
 ) -> None:
     """Examine this machine and the stores, and say what to do. Changes nothing; exit code 1 if mounting cannot work."""
     from amlmount.doctor import CHECKS, examine

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from amlmount.cli import launch
-from amlmount.cli.output import Console, Format, print_mounts, print_objects, raise_for
+from amlmount.cli.output import Console, Format, Output, print_mounts, print_objects, raise_for
 from amlmount.cli.settings import complete_mount, console, locations, parse_duration
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def events(
     since: Annotated[
         float | None, typer.Option("--since", parser=parse_duration, metavar="TIME", help="Only the last 10m, 2h.")
     ] = None,
-    output: Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")] = Format.TABLE,
+    output: Output = Format.TABLE,
 ) -> None:
     """Show what happened to mounts, the oldest first: kept over restarts of the daemon.
 
@@ -68,7 +68,7 @@ def wait(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Mounts.", autocompletion=complete_mount)],
     goal: Annotated[WaitGoal, typer.Option("--for", help="What to wait for.")] = WaitGoal.MOUNTED,
     timeout: Annotated[float, typer.Option(parser=parse_duration, metavar="TIME", help="Wait this long.")] = "2m",  # type: ignore[assignment]
-    output: Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")] = Format.TABLE,
+    output: Output = Format.TABLE,
 ) -> None:
     """Wait until mounts are there (or well, or gone), and change nothing.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amlmount.cli import launch
-from amlmount.cli.output import Console, Format, for_each, print_objects
+from amlmount.cli.output import Console, Format, Output, for_each, print_objects
 from amlmount.cli.settings import complete_mount, console, parse_duration
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def flush(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The mount.", autocompletion=complete_mount)],
     timeout: Annotated[float, typer.Option(parser=parse_duration, metavar="TIME", help="Wait this long.")] = "5m",  # type: ignore[assignment]
-    output: Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")] = Format.TABLE,
+    output: Output = Format.TABLE,
 ) -> None:
     """Wait until the store has everything that was written through a mount; of an account, through each of its mounts.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from amlmount.cli.output import Console, Format
+from amlmount.cli.output import Console, Format, Output
 from amlmount.cli.settings import complete_mount, console, parse_duration, setting
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ class Service(StrEnum):
 
 
 export_app = typer.Typer(no_args_is_help=True, help="Carry the configuration to other machines and to systemd.")
-Output = Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 LockTimeout = Annotated[
     float, typer.Option(parser=parse_duration, metavar="TIME", help="Wait this long for another apt or dpkg.")

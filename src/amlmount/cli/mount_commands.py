@@ -11,7 +11,16 @@ import typer
 
 from amlmount.cli import launch
 from amlmount.cli.flush_command import drain_before_down
-from amlmount.cli.output import Console, Format, print_mounts, print_objects, print_table, raise_errors, raise_for
+from amlmount.cli.output import (
+    Console,
+    Format,
+    Output,
+    print_mounts,
+    print_objects,
+    print_table,
+    raise_errors,
+    raise_for,
+)
 from amlmount.cli.settings import complete_mount, console, locations, named_config, parse_duration, setting
 
 if TYPE_CHECKING:
@@ -26,7 +35,6 @@ Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAME", help="Mounts; none means all.", autocompletion=complete_mount),
 ]
-Output = Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")]
 Timeout = Annotated[float, typer.Option(parser=parse_duration, metavar="TIME", help="Wait this long: 30s, 5m.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 

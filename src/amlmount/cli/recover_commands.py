@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amlmount.cli.output import Format, print_objects, print_table
+from amlmount.cli.output import Format, Output, print_objects, print_table
 from amlmount.cli.settings import complete_mount, console, locations, setting
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def recover(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="A mount, of now or of before.", autocompletion=complete_mount)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what each file is; touch nothing.")] = False,
-    output: Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")] = Format.TABLE,
+    output: Output = Format.TABLE,
 ) -> None:
     """Send to the store what a crash of blobfuse2 left behind, and say what each file was.
 

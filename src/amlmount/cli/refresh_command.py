@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from amlmount.cli import launch
-from amlmount.cli.output import Console, Format, print_objects
+from amlmount.cli.output import Console, Format, Output, print_objects
 from amlmount.cli.settings import complete_mount, console, parse_duration, setting
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def refresh(
     ] = None,
     names: Annotated[bool, typer.Option("-v", "--verbose", help="Print every name that changed.")] = False,
     timeout: Annotated[float, typer.Option(parser=parse_duration, metavar="TIME", help="Wait this long.")] = "5m",  # type: ignore[assignment]
-    output: Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")] = Format.TABLE,
+    output: Output = Format.TABLE,
 ) -> None:
     """Show at once what others have changed in the store.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amlmount.cli import launch
-from amlmount.cli.output import Console, Format, age, print_objects, print_table, size_text
+from amlmount.cli.output import Console, Format, Output, age, print_objects, print_table, size_text
 from amlmount.cli.settings import complete_mount, console, locations, parse_duration
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def stats(
     every: Annotated[
         float, typer.Option("--every", parser=parse_duration, metavar="TIME", help="With --watch: this often.")
     ] = "2s",  # type: ignore[assignment]
-    output: Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")] = Format.TABLE,
+    output: Output = Format.TABLE,
 ) -> None:
     """Show what mounts have done: operations, bytes, latencies of the store, cache hits, CPU, memory.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from amlmount.cli.output import Console, Format, print_objects, print_table
+from amlmount.cli.output import Console, Format, Output, print_objects, print_table
 from amlmount.cli.settings import console, setting
 
 if TYPE_CHECKING:
@@ -20,11 +20,10 @@ store_app = typer.Typer(no_args_is_help=True, help="Look at stores and find out 
 
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a store in the configuration.")]
-OutputOption = Annotated[Format, typer.Option("-o", "--output", help="Format.")]
 
 
 @store_app.command("ls")
-def list_stores(ctx: typer.Context, output: OutputOption = Format.TABLE) -> None:
+def list_stores(ctx: typer.Context, output: Output = Format.TABLE) -> None:
     """List the stores of the configuration."""
     config = _load(ctx)
     rows = [_row(config, name) for name in sorted(config.stores)]
@@ -36,7 +35,7 @@ def list_stores(ctx: typer.Context, output: OutputOption = Format.TABLE) -> None
 
 
 @store_app.command()
-def show(ctx: typer.Context, name: NameArgument, output: OutputOption = Format.TABLE) -> None:
+def show(ctx: typer.Context, name: NameArgument, output: Output = Format.TABLE) -> None:
     """Show one store: its address, its login (references only) and the mounts that use it."""
     config = _load(ctx)
     fields = _details(config, _known(config, name))
@@ -49,7 +48,7 @@ def show(ctx: typer.Context, name: NameArgument, output: OutputOption = Format.T
 
 
 @store_app.command()
-def test(ctx: typer.Context, name: NameArgument, output: OutputOption = Format.TABLE) -> None:
+def test(ctx: typer.Context, name: NameArgument, output: Output = Format.TABLE) -> None:
     """Try a store step by step, from its name to one entry of its listing, and say what to do at the first failure."""
     config = _load(ctx)
     steps, failure = [], None
@@ -73,15 +72,9 @@ def _print_step(talk: Console, step: str, detail: str, error: "AmlmountError | N
 
 
 def _load(ctx: typer.Context) -> "Config":
-    from amlmount.config.load import config_files, load_config, main_file
-    from amlmount.errors import ConfigError
+    from amlmount.config.load import load_config, required_files
 
-    explicit, system = setting(ctx, "config"), setting(ctx, "system")
-    files = config_files(explicit, system=system)
-    if not files:
-        main = main_file(explicit, system=system)
-        raise ConfigError(f"cannot find a configuration: there is no '{main}'", hint="`amlmount init` writes one")
-    return load_config(files)
+    return load_config(required_files(setting(ctx, "config"), system=setting(ctx, "system")))
 
 
 def _known(config: "Config", name: str) -> str:

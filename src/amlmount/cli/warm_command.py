@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amlmount.cli import launch
-from amlmount.cli.output import Console, Format, for_each, print_objects
+from amlmount.cli.output import Console, Format, Output, for_each, print_objects
 from amlmount.cli.settings import complete_mount, console, parse_duration
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def warm(
         float | None, typer.Option(parser=parse_duration, metavar="TIME", help="Only what is younger: 7d, 12h.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="How many files are read at a time.")] = 16,
-    output: Annotated[Format, typer.Option("-o", "--output", help="Format of what is printed.")] = Format.TABLE,
+    output: Output = Format.TABLE,
 ) -> None:
     """Read files into the cache of a mount, in parallel.
 

@@ -58,6 +58,17 @@ def config_files(
     return _in_folder(named) if named.is_dir() else [named]
 
 
+def required_files(explicit: Path | None, *, system: bool | None = None, program: str = "amlmount") -> list[Path]:
+    """Return what `config_files` does, at least one. Raises ConfigError if there is none.
+
+    `program` is how to call this program again, for the hint.
+    """
+    if files := config_files(explicit, system=system):
+        return files
+    main = main_file(explicit, system=system)
+    raise ConfigError(f"cannot find a configuration: there is no '{main}'", hint=f"`{program} init` writes one")
+
+
 def config_folders(
     explicit: Path | None, env: Mapping[str, str] = os.environ, *, system: bool | None = None
 ) -> list[Path]:

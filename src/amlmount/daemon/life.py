@@ -18,7 +18,7 @@ from typing import Any
 import amlmount
 from amlmount.api import ApiServer, Figures
 from amlmount.cache import assign_caches, assign_state, prepare_cache
-from amlmount.config.load import config_files, config_folders, load_config, main_file
+from amlmount.config.load import config_files, config_folders, load_config, main_file, required_files
 from amlmount.config.locations import Locations, share_with_group, shared_group
 from amlmount.config.models import Config
 from amlmount.config.resolve import find_daemon_user, resolve_all
@@ -32,7 +32,7 @@ from amlmount.engines import select_engine
 from amlmount.engines.blobfuse2.places import Places
 from amlmount.engines.forkserver import ForkServer
 from amlmount.engines.offered import look_at_stores
-from amlmount.errors import AmlmountError, ConfigError, DaemonUnreachableError
+from amlmount.errors import AmlmountError, DaemonUnreachableError
 from amlmount.events import EventFile, EventHub, kinds
 from amlmount.events.file import events_dir
 from amlmount.mounts import MountEntry, clear_fronts
@@ -112,11 +112,8 @@ def plan_offline(options: Options, names: Sequence[str] | None) -> list[Plan]:
 
 
 def _read_config(options: Options, *, needed: bool = True) -> Config:
-    files = config_files(options.config, system=options.locations.is_system)
-    if not files and needed:
-        main = main_file(options.config, system=options.locations.is_system)
-        raise ConfigError(f"cannot find a configuration: there is no '{main}'", hint="`amlmount init` writes one")
-    return load_config(files)
+    find = required_files if needed else config_files
+    return load_config(find(options.config, system=options.locations.is_system))
 
 
 def _resolve(options: Options, config: Config, sudo_uid: int | None) -> list[MountSpec]:
