@@ -11,7 +11,6 @@ from amlmount.cache.leftovers import (
     disk_bytes,
     find_caches,
     remove_cache,
-    remove_leftovers,
     remove_session_cache,
 )
 from amlmount.cache.places import make_cache_directory, mount_directory, session_directory
@@ -37,7 +36,6 @@ __all__ = [
     "needs_cache",
     "prepare_cache",
     "remove_cache",
-    "remove_leftovers",
     "remove_session_cache",
     "session_directory",
     "temporary_roots",

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -76,20 +76,6 @@ def remove_cache(path: str, *, dry_run: bool = False) -> int:
     if not dry_run:
         _remove_claimed(path)
     return size_bytes
-
-
-def remove_leftovers(caches: Sequence[CacheInfo]) -> Iterator[tuple[CacheInfo, AmlmountError | None]]:
-    """Remove the caches that are left, one by one; each comes back with what kept it from being removed."""
-    for cache in caches:
-        if cache.state != "left":
-            continue
-        try:
-            remove_cache(cache.path)
-            yield cache, None
-        except AmlmountError as error:
-            yield cache, error
-        except OSError as error:
-            yield cache, AmlmountError(f"cannot remove '{cache.path}': {(error.strerror or '').lower()}")
 
 
 def remove_session_cache(path: str | None) -> None:
