@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 
 import pytest
 
+from amlmount.errors import WaitTimeoutError
 from amlmount.mounts.target import TargetPlan
-from amlmount.worker import process
+from amlmount.states import RestartPolicy
+from amlmount.worker import process, source
 from amlmount.worker.channel import Channel, pair
 from amlmount.worker.orders import StartOrder
 from mounting import make_source, spec_of
@@ -159,3 +162,25 @@ def test_descriptors_come_with_the_message_they_were_sent_with() -> None:
             os.close(descriptor)
     sender.close()
     receiver.close()
+
+
+@pytest.mark.parametrize("lets_go", [True, False])
+def test_who_writes_through_the_state_directory_is_waited_for(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, lets_go: bool
+) -> None:
+    """A mount that was taken down may have something on its way; one that is used still comes back to that later."""
+    root = sandbox.make_dir("w")
+    make_source(f"{root}/source")
+    spec = spec_of(f"{root}/source", f"{root}/mnt", read_only=False, state_dir=f"{root}/state")
+    monkeypatch.setattr(source, "LET_GO_S", 20.0 if lets_go else 0.2)
+    before = source.open_files(spec)
+    try:
+        if lets_go:
+            threading.Timer(0.3, before.close).start()
+            source.open_files(spec).close()
+        else:
+            with pytest.raises(WaitTimeoutError, match="another process writes through it") as caught:
+                source.open_files(spec)
+            assert caught.value.code in RestartPolicy().retryable and "while programs use it" in str(caught.value.hint)
+    finally:
+        before.close()
