@@ -54,10 +54,11 @@ class DirectTree(LiveTree):
             if flags & os.O_ACCMODE == os.O_RDWR:
                 state.mapped = True
             if not state.is_direct:
-                state.direct, node.noticed = state.epoch, None
-                node.notice()
+                state.direct, node.noticed = state.epoch, None  # none: it counts as written to
             self._direct[node.node_id] = node
-            self._note(node, self.ledger.restate)
+            if not node.is_dirty or state.mapped:  # else its promise, or its sending, says it
+                node.notice()
+                self._note(node, self.ledger.restate)
         return True
 
     def go_on_direct(self, file: LiveFile) -> None:

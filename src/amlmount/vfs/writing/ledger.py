@@ -120,7 +120,7 @@ def _happened(entry: Entry, record: Record) -> None:
     elif record.kind == UNLINKED:
         entry.unlink()
     elif record.kind == BEGUN:
-        entry.begun = fields["change"]
+        entry.begun, state.direct = fields["change"], fields.get("direct", state.direct)
     elif record.kind == SENT:
         _sent(entry, fields["change"], fields["etag"], fields["size"])
         if entry.state.change <= fields["change"]:
@@ -202,7 +202,7 @@ class Ledger:
 
     def begun(self, file: LiveFile, change: int) -> None:
         """Note that this change is about to be sent: afterwards it may be in the store without our knowing."""
-        self.journal.append(BEGUN, id=file.state.id, change=change)
+        self.journal.append(BEGUN, id=file.state.id, change=change, direct=file.state.direct)
 
     def sent(self, file: LiveFile, change: int, etag: str, size_bytes: int, mtime_ns: int) -> int | None:
         """Note that the store has this change; return the place to sync to before anything is done that rests on it.

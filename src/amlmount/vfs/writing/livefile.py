@@ -208,10 +208,11 @@ class LiveFile(FileNode):
             return False
         if state.mapped:
             self._disk.sync(self.fd())
-        if self._disk.measure_open(self.fd()) == self.noticed:
+        found = self._disk.measure_open(self.fd())
+        if found == self.noticed:
             return False
         was_clean = state.change == state.stored
-        self._disk.stamp(self.fd(), self._disk.measure_open(self.fd())[1] - 1)
+        self._disk.stamp(self.fd(), found[1] - 1)
         self.look()
         self.noticed = (state.size, state.mtime_ns)
         if self.since is not None:

@@ -79,11 +79,13 @@ class _Recovery:
             files.disk.remove(state.data_name)
         if entry.is_unlinked and not self._is_all_here(state):
             return False
+        if files.is_backed(state.node_id):
+            state.direct = state.epoch
         self._measure(state)
         file = LiveFile(files.disk, source, node.parent_id, node.name, state)
         file.promise, file.was_sent, file.is_unlinked = entry.promise, entry.begun > 0, entry.is_unlinked
         file.opens = MANY if entry.is_unlinked else 1  # perhaps: until the kernel closes or forgets it
-        file.noticed = (state.size, state.mtime_ns)
+        file.noticed = None if file.is_dirty else (state.size, state.mtime_ns)
         files.put_in_place(node, file)
         files.go_on_direct(file)
         if entry.begun > state.stored and not entry.is_unlinked:
