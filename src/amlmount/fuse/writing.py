@@ -230,15 +230,14 @@ class WritingAdapter(ReadOnlyAdapter):
         if body.valid & Valid.MTIME and not body.valid & Valid.SIZE:
             mtime_ns = time.time_ns() if body.valid & Valid.MTIME_NOW else body.mtime_ns
             self._files.set_mtime(request.node_id, mtime_ns)
-        return self._packer.attr(self._files.node(request.node_id))
+        return self._packer.attr(self._files.getattr(request.node_id))
 
     def _fallocate(self, request: Request) -> Reply:
         body = body_of(request, parse_fallocate)
         if body.mode & ~FALLOC_KEEP_SIZE:
             raise OSError(errno.EOPNOTSUPP, "no holes are punched")
-        end = body.offset + body.length
-        if not body.mode and end > self._files.node(request.node_id).size_bytes:
-            self._files.resize(request.node_id, end)
+        if not body.mode:
+            self._files.lengthen(request.node_id, body.offset + body.length)
         return b""
 
     # Names

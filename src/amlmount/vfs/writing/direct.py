@@ -13,6 +13,8 @@ from amlmount.vfs.base import Node, WouldBlock
 from amlmount.vfs.writing.live import LiveTree
 from amlmount.vfs.writing.livefile import LiveFile
 
+NEVER = os.O_DIRECT | os.O_DSYNC  # of O_DSYNC the kernel would tell nobody, and sync the local disk alone
+
 
 class DirectTree(LiveTree):
     """LiveTree with live files that the kernel may write into.
@@ -28,7 +30,7 @@ class DirectTree(LiveTree):
     def empty_file(self, node: Node, flags: int) -> tuple[int, int] | None:
         """Return a descriptor, which the caller closes, and the epoch of the data file of an inode that is just being
         opened with `flags`, if the kernel may write into it from now on; None if it has to come to us."""
-        if not isinstance(node, LiveFile) or flags & os.O_ACCMODE != os.O_WRONLY or flags & os.O_DIRECT:
+        if not isinstance(node, LiveFile) or flags & os.O_ACCMODE != os.O_WRONLY or flags & NEVER:
             return None
         if not self._knows_our_own(node):
             return None
@@ -48,6 +50,7 @@ class DirectTree(LiveTree):
         if not isinstance(node, LiveFile):
             return False
         with node.lock:
+            self._refuse_displaced(node)
             state = node.state
             if (state.direct if epoch is None else epoch) != state.epoch or not state.has_data:
                 return False

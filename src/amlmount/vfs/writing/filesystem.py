@@ -130,7 +130,7 @@ class WritableFileSystem(LiveReading):
         if file.state.mapped:
             return  # looked at again and again until the kernel forgets it
         with file.lock:
-            if not file.opens and not file.is_dirty:
+            if not file.opens and not file.is_dirty and not self.is_written_directly(file):
                 if file.state.has_data or file.state.whole:
                     names = file.let_go_of_data()
                     self._note(file, self.ledger.restate)  # first: data that is said to be here must be here
@@ -213,6 +213,13 @@ class WritableFileSystem(LiveReading):
             self.flush(node_id)
         if not file.opens:
             self._settle(file)
+
+    def lengthen(self, node_id: int, size_bytes: int) -> None:
+        """Make a file that is open for writing at least so long, with zeros. Raises OSError."""
+        file = self._live(node_id)
+        file.notice_now()
+        if size_bytes > file.state.size:
+            self.resize(node_id, size_bytes)
 
     @contextmanager
     def _changing(self, file: LiveFile, size_bytes: int | None) -> Iterator[None]:
