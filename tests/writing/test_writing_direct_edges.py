@@ -4,7 +4,8 @@
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from amlmount.config.spec import MountSpec
 from amlmount.stores.azure.store import AzureStore
 from amlmount.stores.base import ObjectStore
+from amlmount.vfs.writing.livefile import LiveFile, State
+from writing.ground import Tree, opened
 from writing.test_writing_direct import (  # noqa: F401
     NEW,
     Program,
@@ -99,3 +102,63 @@ def test_a_file_that_lost_its_name_is_opened_as_what_has_it(
         assert Path(mount.path, "a").read_bytes() == b"theirs"
         with pytest.raises(OSError):
             os.close(fd)
+
+
+@contextmanager
+def written_directly(outside: AzureStore, state_dir: Path) -> Iterator[tuple[Tree, LiveFile, int]]:
+    """A file of ours, with the descriptor by which the kernel writes it."""
+    with opened(outside, state_dir) as tree, tree.create("a", os.O_WRONLY) as handle:
+        file = handle.node
+        assert isinstance(file, LiveFile)
+        found = tree.files.empty_file(file, os.O_WRONLY)
+        assert found is not None and tree.files.begin_direct(file, os.O_WRONLY, found[1])
+        yield tree, file, found[0]
+        os.close(found[0])
+
+
+def test_a_write_at_the_moment_of_the_look_hides_no_other(
+    outside: AzureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between our giving the file a time and our asking for it; another follows in the same tick."""
+    with written_directly(outside, tmp_path) as (tree, file, fd):
+        tick, real = time.time_ns(), tree.files.disk.stamp
+
+        def write(data: bytes) -> None:
+            os.pwrite(fd, data, 0)
+            os.utime(fd, ns=(tick, tick))
+
+        def stamp(fd: int, mtime_ns: int) -> None:
+            real(fd, mtime_ns)
+            write(b"2")
+
+        write(b"1")
+        with monkeypatch.context() as patch, file.lock:
+            patch.setattr(tree.files.disk, "stamp", stamp)
+            assert file.notice()
+        tree.files.flush(file.node_id)
+        write(b"3")
+    assert outside.get("a") == b"3"
+
+
+def test_no_two_changes_of_one_tick_have_one_time(outside: AzureStore, tmp_path: Path) -> None:
+    """A successor compares with the time of what was sent last, and need not have heard of what came between."""
+    with written_directly(outside, tmp_path) as (_, file, fd):
+        tick, times = time.time_ns(), list[int]()
+        for number in range(5):
+            os.pwrite(fd, b"%d" % number, 0)
+            os.utime(fd, ns=(tick, tick))
+            file.notice_now()
+            times.append(os.fstat(fd).st_mtime_ns)
+        assert len(set(times)) == 5 and max(times) < tick
+
+
+def test_what_somebody_looked_at_counts_as_changed(outside: AzureStore, tmp_path: Path) -> None:
+    """Its time may be noted down afterwards, and who reads that must not take it for what was sent."""
+    with written_directly(outside, tmp_path) as (tree, file, fd):
+        os.pwrite(fd, b"1", 0)
+        tree.files.flush(file.node_id)
+        os.pwrite(fd, b"2", 0)
+        shown = tree.files.getattr(file.node_id)
+        assert shown.mtime_ns == os.fstat(fd).st_mtime_ns
+        state = State.from_json(file.state.to_json())
+        assert state.change > state.stored

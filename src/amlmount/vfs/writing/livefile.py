@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 4 << 20
 NOT_DIRECT = -1
+MARKS_NS = 10_000  # so many changes are told apart in one tick of a clock
 
 
 @dataclass(slots=True)
@@ -183,14 +184,17 @@ class LiveFile(FileNode):
             self._disk.remove(name)
 
     def look(self) -> None:
-        """Learn length and time of a data file that the kernel writes into, for who asks for them."""
+        """Learn length and time of a data file that the kernel writes into, for who asks for them. What was written
+        counts from then on: whoever notes the state down with this time says so. (What is mapped is not synced here.)
+        """
         state = self.state
         if not state.is_direct:
             return
-        size_bytes, mtime_ns = self._disk.measure_open(self.fd())
-        if (size_bytes, mtime_ns) != (state.size, state.mtime_ns):
-            state.size, state.mtime_ns = size_bytes, mtime_ns
-            state.held, state.dirty = Extents([(0, size_bytes)]), Extents([(0, size_bytes)])
+        if not state.mapped:
+            self._count()
+            return
+        state.size, state.mtime_ns = self._disk.measure_open(self.fd())
+        state.held, state.dirty = Extents([(0, state.size)]), Extents([(0, state.size)])
 
     def measure_taken(self) -> tuple[int, int]:
         """Return the length of the data file, and what it takes on the disk, in bytes."""
@@ -199,28 +203,39 @@ class LiveFile(FileNode):
     def notice(self) -> bool:
         """Count what the kernel wrote into the data file as a change; True if it did since this was asked last.
 
-        Then the data file gets a time that no clock gives it: what is written later in the same tick shows, too. The
-        kernel gives it under the inode's lock, so no write is half done then. What is mapped is written out first:
-        its pages must then fault to be written to, and that sets the time.
+        What is mapped is written out first: its pages must then fault to be written to, and that sets the time.
         """
-        state = self.state
-        if not state.is_direct:
+        if not self.state.is_direct:
             return False
-        if state.mapped:
+        if self.state.mapped:
             self._disk.sync(self.fd())
-        found = self._disk.measure_open(self.fd())
+        return self._count()
+
+    def _count(self) -> bool:
+        state, found = self.state, self._disk.measure_open(self.fd())
         if found == self.noticed:
             return False
-        was_clean = state.change == state.stored
-        self._disk.stamp(self.fd(), found[1] - 1)
-        self.look()
-        self.noticed = (state.size, state.mtime_ns)
+        self.noticed = state.size, state.mtime_ns = self._marked(found[1])
+        state.held, state.dirty = Extents([(0, state.size)]), Extents([(0, state.size)])
         if self.since is not None:
             self.since.add(0, state.size)
-        state.change += 1
-        if was_clean:
+        if state.change == state.stored:
             self.dirty_since = time.time()
+        state.change += 1
         return True
+
+    def _marked(self, mtime_ns: int) -> tuple[int, int]:
+        """Give the data file a time that no clock gives it, and that it never had, and return its length and that time:
+        what is written later in the same tick shows, too, to a successor as well.
+
+        The kernel gives it under the inode's lock, so no write is half done then. One that follows at once is not
+        taken for ours: its time is later. (An earlier one is ours, as a file system keeps it that does not know ns.)
+        """
+        last_ns = self.noticed[1] if self.noticed else mtime_ns
+        mark_ns = (last_ns if 0 <= mtime_ns - last_ns < MARKS_NS else mtime_ns) - 1
+        self._disk.stamp(self.fd(), mark_ns)
+        size_bytes, found_ns = self._disk.measure_open(self.fd())
+        return size_bytes, min(found_ns, mark_ns)
 
     def notice_now(self) -> None:
         """Do what `notice` does; takes the lock."""

@@ -109,7 +109,8 @@ class _Recovery:
         if self._files.disk.exists(name):
             state.has_data = True
             state.size, mtime_ns = self._files.disk.measure(name)
-            if state.is_direct and (state.size, mtime_ns) != (state.base_size, state.mtime_ns):
+            is_as_sent = (state.size, mtime_ns) == (state.base_size, state.mtime_ns) and not state.mapped
+            if state.is_direct and not is_as_sent:
                 state.change = max(state.change, state.stored + 1)  # the kernel has written into it since it was sent
             if state.change > state.stored:
                 state.mtime_ns = mtime_ns
