@@ -162,3 +162,16 @@ def test_what_somebody_looked_at_counts_as_changed(outside: AzureStore, tmp_path
         assert shown.mtime_ns == os.fstat(fd).st_mtime_ns
         state = State.from_json(file.state.to_json())
         assert state.change > state.stored
+
+
+@pytest.mark.parametrize("flags", ["os.O_WRONLY", "os.O_RDWR"])
+def test_who_has_a_file_open_is_counted_by_the_next_process(program: Program, mount: Mount, flags: str) -> None:
+    """One of several handles is closed, then the file is unlinked: the others keep it."""
+    Path(mount.path, "a").write_bytes(b"before")
+    program.do(f"fds = [os.open(path + '/a', {flags} | os.O_TRUNC) for _ in range(3)]; os.write(fds[0], b'one')")
+    mount.kill()
+    mount.take_over()
+    program.do("os.close(fds[0]); os.close(fds[2])")
+    time.sleep(0.3)
+    program.do("os.unlink(path + '/a'); os.pwrite(fds[1], b' two', 3); assert os.fstat(fds[1]).st_size == 7")
+    program.do("os.close(fds[1])")

@@ -175,6 +175,12 @@ class OpenInodes:
             inode = self._inodes.get(node_id)
             return inode is not None and inode.backing_id > 0
 
+    def count(self, node_id: int) -> int:
+        """Return how many handles of an inode there are, a predecessor's among them."""
+        with self._lock:
+            inode = self._inodes.get(node_id)
+            return inode.count if inode is not None else 0
+
     def _strike(self, handle: int) -> None:
         known = self._handles.pop(handle, None)
         if known is None:

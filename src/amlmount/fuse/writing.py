@@ -100,7 +100,7 @@ class WritingAdapter(ReadOnlyAdapter):
         super().__init__(fs, policy, ownership, backings=backings)
         self._files = fs
         self._inodes = OpenInodes(ledger)
-        fs.is_backed = self._inodes.is_backed
+        fs.is_backed, fs.count_handles = self._inodes.is_backed, self._inodes.count
         self._names = Namespace(fs)
         self._renaming = Renaming(self._names)
         self._opens: dict[int, _Open] = {}

@@ -11,7 +11,7 @@ from typing import Any
 from amlmount.stores.base import WritableStore
 from amlmount.vfs.base import Node, WouldBlock
 from amlmount.vfs.writing.live import LiveTree
-from amlmount.vfs.writing.livefile import LiveFile
+from amlmount.vfs.writing.livefile import NOT_DIRECT, LiveFile
 
 NEVER = os.O_DIRECT | os.O_DSYNC  # of O_DSYNC the kernel would tell nobody, and sync the local disk alone
 
@@ -19,12 +19,14 @@ NEVER = os.O_DIRECT | os.O_DSYNC  # of O_DSYNC the kernel would tell nobody, and
 class DirectTree(LiveTree):
     """LiveTree with live files that the kernel may write into.
 
-    `is_backed` says whether an inode has handles of that kind; whoever answers the kernel puts it there.
+    `is_backed` says whether an inode has handles of that kind, `count_handles` how many of any kind; whoever answers
+    the kernel puts them there.
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self.is_backed: Callable[[int], bool] = lambda node_id: False
+        self.count_handles: Callable[[int], int] = lambda node_id: 1  # perhaps
         self._direct: dict[int, LiveFile] = {}
 
     def empty_file(self, node: Node, flags: int) -> tuple[int, int] | None:
@@ -66,6 +68,8 @@ class DirectTree(LiveTree):
 
     def go_on_direct(self, file: LiveFile) -> None:
         """Take up, after a crash, what the kernel writes into."""
+        if not (file.state.mapped or self.is_backed(file.node_id)):
+            file.state.direct = NOT_DIRECT
         if file.state.is_direct:
             self._direct[file.node_id] = file
 

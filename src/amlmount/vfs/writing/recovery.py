@@ -84,7 +84,8 @@ class _Recovery:
         self._measure(state)
         file = LiveFile(files.disk, source, node.parent_id, node.name, state)
         file.promise, file.was_sent, file.is_unlinked = entry.promise, entry.begun > 0, entry.is_unlinked
-        file.opens = MANY if entry.is_unlinked else 1  # perhaps: until the kernel closes or forgets it
+        handles = files.count_handles(state.node_id)
+        file.opens = MANY if entry.is_unlinked else max(handles, 1)
         file.noticed = None if file.is_dirty else (state.size, state.mtime_ns)
         files.put_in_place(node, file)
         files.go_on_direct(file)
@@ -92,6 +93,8 @@ class _Recovery:
             self._settle_doubt(file)
         if file.is_pending or state.mapped:
             files.uploads.enqueue(file)
+        if not handles and not file.is_dirty:
+            files.close_file(file)
         return True
 
     def _is_all_here(self, state: State) -> bool:
