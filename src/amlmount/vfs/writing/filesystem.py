@@ -127,7 +127,7 @@ class WritableFileSystem(LiveReading):
             self.uploads.promise(file)
             self.uploads.enqueue(file)
             return
-        if file.state.mapped:
+        if file.state.mapped and not file.is_unlinked:
             return  # looked at again and again until the kernel forgets it
         with file.lock:
             if not file.opens and not file.is_dirty and not self.is_written_directly(file):

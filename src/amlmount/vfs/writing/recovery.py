@@ -19,7 +19,6 @@ from amlmount.vfs.writing.ledger import Deletion, Entry
 from amlmount.vfs.writing.livefile import NOT_DIRECT, LiveFile, State
 from amlmount.vfs.writing.sending import WRITE_ID, Snapshot
 
-MANY = 1 << 30  # handles: of what no name leads to, nothing can be fetched anew if there are more than we think
 log = logging.getLogger(__name__)
 
 
@@ -77,15 +76,15 @@ class _Recovery:
             return False
         if not (state.has_data or state.whole):  # what a process was about to remove
             files.disk.remove(state.data_name)
-        if entry.is_unlinked and not self._is_all_here(state):
+        handles = files.count_handles(state.node_id)
+        if entry.is_unlinked and not (handles and self._is_all_here(state)):
             return False
         if files.is_backed(state.node_id):
             state.direct = state.epoch
         self._measure(state)
         file = LiveFile(files.disk, source, node.parent_id, node.name, state)
         file.promise, file.was_sent, file.is_unlinked = entry.promise, entry.begun > 0, entry.is_unlinked
-        handles = files.count_handles(state.node_id)
-        file.opens = MANY if entry.is_unlinked else max(handles, 1)
+        file.opens = max(handles, 1)
         file.noticed = None if file.is_dirty else (state.size, state.mtime_ns)
         files.put_in_place(node, file)
         files.go_on_direct(file)
