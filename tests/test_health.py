@@ -47,6 +47,7 @@ EVERY_FAULT = {
     ("expiring", "CredentialEnded"),
     ("unread", "CredentialUnreadable"),
     ("late", "UploadsLate"),
+    ("late", "WritingRefused"),
     ("failing", "ManyErrors"),
     ("full", "DiskFull"),
     ("hidden", "Hidden"),
@@ -250,6 +251,13 @@ def failing_requests(ground: Ground, fake: FakeBlobService) -> None:
     fake.fail("status", 10**6, when=lambda asked: asks("late")(asked) and asked.method == "PUT", status=500)
     sh(f"echo precious > {ground.target('late')}/new", timeout_s=20)
     ground.turns("late", "UploadsLate", "mount")
+    fake.heal()
+    ground.recovers("late")
+
+    refused = {"status": 403, "code": "AuthorizationPermissionMismatch"}
+    fake.fail("status", 10**6, when=lambda asked: asks("late")(asked) and asked.method == "PUT", **refused)
+    sh(f"echo refused > {ground.target('late')}/another || true", timeout_s=20)
+    ground.turns("late", "WritingRefused", "mount")
     fake.heal()
     ground.recovers("late")
 

@@ -95,6 +95,7 @@ EVERY: dict[str, list[Condition]] = {
     "CredentialEnded": [judge_credential(sas(HOUR), "data", CONFIG, 2 * HOUR)],
     "DiskFull": [judge_disks({"/cache": Answer(0, 1 << 40), "/state": Answer(0, 1 << 20)}, CONFIG)],
     "UploadsLate": [judge_uploads(EngineTally(dirty_bytes=9, oldest_s=1000, trouble="no answer"), CONFIG)],
+    "WritingRefused": [judge_uploads(EngineTally(refused="cannot write"), CONFIG)],
     "ManyErrors": [one for one in [judge_errors(None, EngineTally(100, 50), CONFIG)] if one],
     "ClockOff": [judge_clock(-300, CONFIG)],
 }

@@ -3,6 +3,7 @@
 Nothing here looks below a mount.
 """
 
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from amlmount.states import MountStatus
 
 SLICE_S = 2.0  # how often progress is told
+SAME_AGAIN_S = 20.0  # and when there is none
 
 
 def flush(
@@ -64,13 +66,32 @@ def _check_done(name: str, found: dict[str, Any], timeout_s: float) -> None:
 
 def drain(client: "DaemonClient", name: str, timeout_s: float, talk: Console) -> dict[str, Any]:
     """Have a mount send what it has, telling how much is left; return its last answer."""
+    told, before = Told(), None
     while True:
         wait_s = min(SLICE_S, timeout_s)
         found = client.ask_writing(name, "flush", {"timeout_s": wait_s}, timeout_s=wait_s + 60.0)
         timeout_s -= wait_s
         if found["is_done"] or timeout_s <= 0:
             return found
-        talk.note(f"{name}: {what_is_left(found)}")
+        rate = max(0.0, found["sent_bytes"] - before) / wait_s if before is not None else 0.0
+        before = found["sent_bytes"]
+        told.tell(talk, f"{name}: {what_is_left(found)}", rate)
+
+
+class Told:
+    """What was told of a wait: the same is told again only after a while."""
+
+    def __init__(self) -> None:
+        self._text, self._at_s = "", float("-inf")
+
+    def tell(self, talk: Console, text: str, rate: float) -> None:
+        """Tell it, with what is being sent in bytes a second, if that is anything."""
+        from amlmount.config.units import rough_size
+
+        now_s = time.monotonic()
+        if rate or text != self._text or now_s - self._at_s >= SAME_AGAIN_S:
+            talk.note(f"{text}, {rough_size(int(rate))}/s" if rate else text)
+            self._text, self._at_s = text, now_s
 
 
 def what_is_left(found: dict[str, Any]) -> str:

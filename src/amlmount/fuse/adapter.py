@@ -185,6 +185,11 @@ class ReadOnlyAdapter:
             self._fs.forget(node_id, nlookup)
         return None
 
+    @property
+    def all_written_bytes(self) -> int:
+        """What was written, by requests and otherwise."""
+        return self.written_bytes
+
     def _getattr(self, request: Request, may_wait: bool) -> Reply:
         return self._packer.attr(self._fs.getattr(request.node_id, may_wait=may_wait))
 

@@ -53,7 +53,7 @@ from amlmount.vfs.writing.namespace import Namespace
 from amlmount.vfs.writing.renaming import Renaming
 
 MAX_WRITE_BYTES = 1 << 20
-_MAX_TURNS = 8
+_MAX_TURNS, _FIRST_TURN_S = 12, 0.001
 RENAME_NOREPLACE = 1  # include/uapi/linux/fs.h
 FALLOC_KEEP_SIZE = 1  # include/uapi/linux/falloc.h
 _REFUSED = {
@@ -149,6 +149,11 @@ class WritingAdapter(ReadOnlyAdapter):
         else:
             super().undelivered(request, reply)
 
+    @property
+    def all_written_bytes(self) -> int:
+        """See ReadOnlyAdapter."""
+        return self.written_bytes + self._files.disk.grown_bytes
+
     # Files
 
     def _open(self, request: Request, may_wait: bool) -> Reply:
@@ -175,7 +180,7 @@ class WritingAdapter(ReadOnlyAdapter):
 
     def _back(self, node: Node, flags: int, handle: int) -> int:
         """Count a handle, and let the kernel write by itself where it may; each has to be told of the other first."""
-        for _ in range(_MAX_TURNS):
+        for turn in range(_MAX_TURNS):
             fd, epoch = self._files.empty_file(node, flags) or (None, None)
             try:
                 find_file = partial(os.dup, fd) if fd is not None else _no_file
@@ -185,7 +190,8 @@ class WritingAdapter(ReadOnlyAdapter):
                     os.close(fd)
             if not backing_id or self._files.begin_direct(node, flags, epoch if is_first else None):
                 return backing_id
-            self._inodes.leave(handle)  # it has got another data file meanwhile
+            self._inodes.leave(handle)  # it has got another data file meanwhile, or whoever was first is not ready
+            time.sleep(_FIRST_TURN_S * 2**turn)
         raise OSError(errno.EBUSY, "cut by somebody else again and again while it was opened")
 
     def _release(self, request: Request, may_wait: bool) -> Reply:

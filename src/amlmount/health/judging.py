@@ -28,6 +28,7 @@ class EngineTally:
     dirty_bytes: int = 0
     oldest_s: float = 0.0
     trouble: str = ""
+    refused: str = ""
 
 
 def judge_process(status: MountStatus) -> Condition:
@@ -127,6 +128,8 @@ def judge_disks(free: Mapping[str, Answer], config: HealthConfig) -> Condition:
 
 def judge_uploads(tally: EngineTally, config: HealthConfig) -> Condition:
     """UploadsOnTime."""
+    if tally.refused:
+        return _say("UploadsOnTime", "False", "WritingRefused", f"nothing can be written: {tally.refused}")
     if tally.oldest_s <= config.upload_age:
         return _say("UploadsOnTime", "True", "InTime", "the store gets what is written")
     why = f": {tally.trouble}" if tally.trouble else ""

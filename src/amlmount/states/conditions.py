@@ -32,7 +32,7 @@ KINDS = (
     Kind("StoreAuthorized", "does its store let us in", ("AccessRefused", "CredentialUnreadable"), degrades=True),
     Kind("CredentialValid", "is the credential good for a while", ("CredentialEndsSoon", "CredentialEnded")),
     Kind("CacheHasRoom", "is there room on the disks of cache and journal", ("DiskFull",)),
-    Kind("UploadsOnTime", "does the store get what is written, in time", ("UploadsLate",)),
+    Kind("UploadsOnTime", "does the store get what is written, in time", ("UploadsLate", "WritingRefused")),
     Kind("ErrorsRare", "do its callers get few errors", ("ManyErrors",)),
     Kind("ClockRight", "does this machine's clock agree with the store's", ("ClockOff",)),
 )

@@ -1,10 +1,13 @@
 """The question `health`: what a mount has counted, for the daemon to judge how it is doing."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from amlmount.fuse.session import Session
 from amlmount.vfs.base import FileSystem
+
+if TYPE_CHECKING:
+    from amlmount.vfs.writing import WritableFileSystem
 
 
 def health_question(session: Session, files: FileSystem) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -20,5 +23,8 @@ def health_question(session: Session, files: FileSystem) -> Callable[[dict[str, 
 def _unsent(files: FileSystem) -> dict[str, Any]:
     if not hasattr(files, "writing_stats"):  # what writes is imported only where something is written
         return {}
-    stats = files.writing_stats()
-    return {"dirty_bytes": stats.dirty_bytes, "oldest_s": stats.oldest_s or 0.0, "trouble": stats.trouble or ""}
+    written = cast("WritableFileSystem", files)
+    stats = written.writing_stats()
+    written.ask_whether_refused()
+    unsent = {"dirty_bytes": stats.dirty_bytes, "oldest_s": stats.oldest_s or 0.0}
+    return unsent | {"trouble": stats.trouble or "", "refused": stats.refused}

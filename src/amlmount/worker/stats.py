@@ -24,7 +24,7 @@ def stats_question(
             "failures": session.failure_count,
             "waits": {_name(opcode): timings.to_json() for opcode, timings in list(session.waits.items())},
             "read_bytes": adapter.read_bytes,
-            "written_bytes": adapter.written_bytes,
+            "written_bytes": adapter.all_written_bytes,
             "store": {
                 "reads": tally.reads.to_json(),
                 "listings": tally.listings.to_json(),

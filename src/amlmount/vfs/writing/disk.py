@@ -18,6 +18,7 @@ class Disk:
 
     def __init__(self, root: str) -> None:
         self.root = root
+        self.grown_bytes = 0  # of files that the kernel writes by itself
 
     def make_directory(self, name: str = "") -> None:
         """Make a directory that lasts; one that is there is fine."""

@@ -8,6 +8,7 @@ thread that must not wait only tries it. Names change in `namespace`; what a cra
 import errno
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -161,12 +162,21 @@ class WritableFileSystem(LiveReading):
         if self.uploads.refused is not None:
             raise as_os_error(self.uploads.refused)
 
+    def ask_whether_refused(self) -> None:
+        """Find out whether stores that refused writing still do, without waiting for them."""
+        if self.uploads.refused is not None and time.monotonic() - self._asked_at > ASK_AGAIN_S:
+            self._asked_at = time.monotonic()
+            for source in {id(source.store): source for source in self._sources}.values():
+                threading.Thread(target=self.check_writable, args=(source,), name="may-write", daemon=True).start()
+
     def check_writable(self, source: Source) -> None:
         """Ask a store whether it lets anything be written, and remember if not. Never raises."""
         assert isinstance(source.store, WritableStore)
         try:
             source.store.check_writable()
-            self.uploads.refused = None
+            if self.uploads.refused is not None:
+                self.uploads.refused = None
+                self.uploads.hurry()
         except AccessDeniedError as error:
             self.uploads.refused = error
             log.warning("%s: opening a file for writing gives an error until that has changed", error.message)
@@ -325,7 +335,8 @@ class WritableFileSystem(LiveReading):
     def writing_stats(self) -> WritingStats:
         """Return what is not in the store yet."""
         self.look_at_all()
-        return look_at(list(self.ledger.files.values()), self.disk)
+        refused = self.uploads.refused
+        return look_at(list(self.ledger.files.values()), self.disk, refused.message if refused else "")
 
     def close(self) -> None:
         """See FileSystem.close. What was promised and not sent is sent by the next start."""

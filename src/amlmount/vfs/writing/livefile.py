@@ -215,7 +215,9 @@ class LiveFile(FileNode):
         state, found = self.state, self._disk.measure_open(self.fd())
         if found == self.noticed:
             return False
+        before_bytes = self.noticed[0] if self.noticed else 0
         self.noticed = state.size, state.mtime_ns = self._marked(found[1])
+        self._disk.grown_bytes += max(0, state.size - before_bytes)
         state.held, state.dirty = Extents([(0, state.size)]), Extents([(0, state.size)])
         if self.since is not None:
             self.since.add(0, state.size)

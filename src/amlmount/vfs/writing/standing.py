@@ -14,16 +14,20 @@ from amlmount.vfs.writing.livefile import LiveFile
 
 @dataclass(frozen=True, slots=True)
 class WritingStats:
-    """What is not in the store yet: files, bytes, age of the oldest in seconds, what hinders it; and what was kept."""
+    """What is not in the store yet: files, bytes, age of the oldest in seconds, what hinders it; and what was kept.
+
+    `refused`: why the store lets nothing be written at present.
+    """
 
     dirty_files: int
     dirty_bytes: int
     oldest_s: float
     trouble: str
     kept: list[Kept]
+    refused: str = ""
 
 
-def look_at(files: Iterable[LiveFile], disk: Disk) -> WritingStats:
+def look_at(files: Iterable[LiveFile], disk: Disk, refused: str = "") -> WritingStats:
     """Sum up the live files and the state directory. Raises OSError if the latter cannot be read."""
     dirty = [file for file in files if file.is_dirty]
     troubles = [str(file.trouble) for file in dirty if file.trouble is not None]
@@ -31,5 +35,5 @@ def look_at(files: Iterable[LiveFile], disk: Disk) -> WritingStats:
     oldest = min((file.dirty_since for file in dirty), default=now)
     dirty_bytes = sum(file.state.dirty.size_bytes for file in dirty)
     return WritingStats(
-        len(dirty), dirty_bytes, max(now - oldest, 0.0), troubles[0] if troubles else "", list_kept(disk)
+        len(dirty), dirty_bytes, max(now - oldest, 0.0), troubles[0] if troubles else "", list_kept(disk), refused
     )
