@@ -3,16 +3,21 @@
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from amlmount.config.spec import MountSpec
+from amlmount.config.profiles import PROFILES
+from amlmount.config.spec import MountSpec, Ownership
+from amlmount.fuse.writing import WritingAdapter
 from amlmount.stores.azure.store import AzureStore
 from amlmount.stores.base import ObjectStore
+from amlmount.vfs.base import Node
 from amlmount.vfs.writing.livefile import LiveFile, State
 from mounting import until
 from writing.ground import Tree, opened
@@ -179,3 +184,36 @@ def test_who_has_a_file_open_is_counted_by_the_next_process(
     program.do("os.unlink(path + '/a'); os.pwrite(fds[1], b' two', 3); assert os.fstat(fds[1]).st_size == 7")
     program.do("os.close(fds[1])")
     until(lambda: not os.listdir(tmp_path / "state" / "data"))
+
+
+class Registered:
+    """What the kernel says to whoever registers a file."""
+
+    is_usable = True
+
+    def register(self, fd: int) -> int:
+        return 7
+
+    def close(self, backing_id: int) -> None:
+        pass
+
+
+def test_who_opens_a_file_second_waits_for_the_first(
+    outside: AzureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(outside, tmp_path) as tree, tree.create("a", os.O_WRONLY) as handle:
+        adapter = WritingAdapter(tree.files, PROFILES["checkpoint"], Ownership(uid=0, gid=0, file_mode=0, dir_mode=0))
+        adapter._inodes.backings = Registered()  # type: ignore[assignment]
+        real, is_there = tree.files.begin_direct, threading.Event()
+
+        def begin_late(node: Node, flags: int, epoch: int | None) -> bool:
+            if epoch is not None:
+                is_there.set()
+                time.sleep(0.1)
+            return real(node, flags, epoch)
+
+        monkeypatch.setattr(tree.files, "begin_direct", begin_late)
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(adapter._back, handle.node, os.O_WRONLY, 1)
+            assert is_there.wait(10)
+            assert adapter._back(handle.node, os.O_RDONLY, 2) == first.result() == 7
