@@ -5,19 +5,25 @@ Nothing of it may reach a program: each fault passes within the time that a clos
 
 import itertools
 import random
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from amlmount.errors import PreconditionFailedError
+from amlmount.errors import NetworkError, PreconditionFailedError
 from amlmount.stores.azure import open_azure, staging
 from amlmount.stores.azure.blocks import Part
 from amlmount.stores.azure.store import AzureStore
 from amlmount.stores.azure.timing import Timing
 from amlmount.stores.base import ObjectStore
+from amlmount.stores.memory import MemoryStore
 from fakeblob import Asked, FakeBlobService
+from writing.ground import RDWR, opened
 from writing.lengths import EXAMPLES, STEPS
 from writing.test_writing_model import Dice, Sides, case_of
 
@@ -132,3 +138,28 @@ def _is_put_number(nth: int, numbers: Iterator[int], asked: Asked) -> bool:
 
 def _tens(size: int) -> list[Part]:
     return [Part("", start, 10) for start in range(0, size, 10)]
+
+
+def test_a_close_during_an_unlink_that_fails_loses_nothing(tmp_path: Path) -> None:
+    """Until it has failed, the file looks as if nobody could want it any more."""
+    asked, may_fail = threading.Event(), threading.Event()
+
+    def before(operation: str, name: str) -> None:
+        if operation == "delete":
+            asked.set()
+            assert may_fail.wait(10)
+            raise NetworkError("cannot reach the store")
+
+    store = MemoryStore({"a": b"old"}, before=before)
+    with opened(store, tmp_path) as tree, ThreadPoolExecutor(2) as pool:
+        handle = tree.open("a", RDWR)
+        handle.write(0, b"new")
+        unlinking = pool.submit(tree.unlink, "a")
+        assert asked.wait(10)
+        closed = pool.submit(handle.close)
+        time.sleep(0.1)
+        may_fail.set()
+        with pytest.raises(OSError):
+            unlinking.result()
+        closed.result()
+        assert store.get("a") == b"new" == tree.read("a")

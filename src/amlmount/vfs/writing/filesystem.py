@@ -110,8 +110,9 @@ class WritableFileSystem(LiveReading):
                 del self._readers[node.node_id]
             self.released(node)
             return
-        if not may_wait and (file.state.is_direct or (file.opens == 1 and file.is_dirty)):
+        if not may_wait and (file.is_unlinked or file.state.is_direct or (file.opens == 1 and file.is_dirty)):
             raise WouldBlock
+        file.wait_for_unlink()
         if file.state.is_direct:
             self.end_direct(file)
         with self._lock:
@@ -310,6 +311,7 @@ class WritableFileSystem(LiveReading):
         if not isinstance(file, LiveFile):
             return
         self._refuse_displaced(file)
+        file.wait_for_unlink()
         file.notice_now()
         if not file.is_dirty:
             return

@@ -146,6 +146,12 @@ class LiveFile(FileNode):
         state = self.state
         self.size_bytes, self.mtime_ns, self.etag, self.blob_name = state.size, state.mtime_ns, state.etag, state.name
 
+    def wait_for_unlink(self) -> None:
+        """Wait until an unlink that is under way is done or has failed: until then it looks as if it were done."""
+        if self.is_unlinked:
+            with self.sending:
+                pass
+
     # The data file; needs `lock`
 
     def fd(self) -> int:
