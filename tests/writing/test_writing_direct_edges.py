@@ -17,6 +17,7 @@ from amlmount.config.spec import MountSpec, Ownership
 from amlmount.fuse.writing import WritingAdapter
 from amlmount.stores.azure.store import AzureStore
 from amlmount.stores.base import ObjectStore
+from amlmount.stores.memory import MemoryStore
 from amlmount.vfs.base import Node
 from amlmount.vfs.writing.livefile import LiveFile, State
 from mounting import until
@@ -34,6 +35,7 @@ from writing.test_writing_direct import (  # noqa: F401
     spec_of,
 )
 from writing.test_writing_mount import Mount, mounted
+from writing.test_writing_semantics import DOWN, Trouble
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -217,3 +219,25 @@ def test_who_opens_a_file_second_waits_for_the_first(
             first = pool.submit(adapter._back, handle.node, os.O_WRONLY, 1)
             assert is_there.wait(10)
             assert adapter._back(handle.node, os.O_RDONLY, 2) == first.result() == 7
+
+
+def test_a_mapping_keeps_its_data_file_when_the_file_is_cut(tmp_path: Path) -> None:
+    """What is promised is sent first, as long as somebody may have a mapping: it would go on in the old data file."""
+    trouble = Trouble()
+    trouble.failing["put"] = DOWN
+    store = MemoryStore(before=trouble)
+    with opened(store, tmp_path, durability="journal") as tree:
+        with tree.create("a", os.O_WRONLY) as handle:
+            file = handle.node
+            assert isinstance(file, LiveFile)
+            found = tree.files.empty_file(file, os.O_WRONLY)
+            assert found is not None and tree.files.begin_direct(file, os.O_WRONLY, found[1])
+            assert tree.files.begin_direct(file, os.O_RDWR, None)
+            os.write(found[0], b"promised")
+        with pytest.raises(OSError):
+            tree.truncate("a", 3)
+        trouble.failing.clear()
+        tree.truncate("a", 3)
+        os.pwrite(found[0], b"P", 0)  # as through the mapping
+        os.close(found[0])
+        assert tree.files.drain(20) and store.get("a") == b"Pro"

@@ -243,7 +243,7 @@ class WritableFileSystem(LiveReading):
             with file.lock:
                 state = file.state
                 is_less = size_bytes is not None and size_bytes < state.size
-                if not (is_less and file.is_pending and self.is_written_directly(file)):
+                if not (is_less and file.is_pending and (state.mapped or self.is_written_directly(file))):
                     yield
                     return
             self.flush_to_store(file)
