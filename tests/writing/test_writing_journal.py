@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amlmount.errors import AmlmountError
+from amlmount.stores.memory import MemoryStore
 from amlmount.vfs.writing.disk import Disk, open_disk
 from amlmount.vfs.writing.extents import Extents
 from amlmount.vfs.writing.journal import SLACK_BYTES, Journal
-from amlmount.vfs.writing.ledger import Ledger
+from amlmount.vfs.writing.ledger import Ledger, replay
+from amlmount.vfs.writing.livefile import LiveFile
 from amlmount.vfs.writing.records import Found, Record, decode, encode, encode_header
+from writing.ground import opened
 
 RECORDS = [Record("one", {"id": 1}), Record("two", {"id": 2, "name": "ü"}, b"\xa5REC data"), Record("three", {})]
 
@@ -159,3 +162,16 @@ def test_extents_are_sets_of_bytes(steps: list[tuple[int, int] | int], probe: tu
 def _bytes(found: Iterator[tuple[int, int]]) -> Iterator[int]:
     for start, end in found:
         yield from range(start, end)
+
+
+def test_a_journal_written_anew_still_says_that_the_store_may_have_a_file(tmp_path: Path) -> None:
+    """Else a successor would rename or unlink it here alone, and the blob of an upload unheard of would come back."""
+    with opened(MemoryStore(), tmp_path) as tree, tree.create("a") as handle:
+        file = handle.node
+        assert isinstance(file, LiveFile)
+        handle.write(0, b"data")
+        file.was_sent = True
+        tree.files.ledger.begun(file, file.state.change)
+        tree.files.ledger.start_over()
+        past = replay(decode((tmp_path / "journal").read_bytes()).records)
+        assert past.entries[file.state.id].begun == file.state.change > file.state.stored

@@ -299,6 +299,8 @@ class Ledger:
                 yield Record(FILE, {"id": number, "state": file.promise.to_json()})
                 yield Record(PROMISE, {"id": number, "state": file.promise.to_json(), "inline": False})
             yield Record(STATE if file.promise else FILE, {"id": number, "state": file.state.to_json()})
+            if file.was_sent:
+                yield Record(BEGUN, {"id": number, "change": file.state.change, "direct": file.state.direct})
             if number in self.unlinked:
                 yield Record(UNLINKED, {"id": number})
         for request in list(self._tried):
