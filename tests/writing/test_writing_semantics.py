@@ -411,6 +411,31 @@ def test_write_same_inode(tmp_path: Path) -> None:
             assert tree.read("a") == data
 
 
+def test_a_listing_between_an_upload_and_its_answer_takes_no_name_away(tmp_path: Path) -> None:
+    """What is open stays what its name leads to, though the store shows a version of which we have not heard yet."""
+    store = MemoryStore(is_local=False)
+    with opened(store, tmp_path) as tree:
+        tree.write("a", b"one")
+        tree.later()
+        assert tree.list() == ["a"]
+        with tree.open("a", RDWR | os.O_TRUNC) as handle:
+            handle.write(0, b"two")
+            upload = store.upload
+
+            def lose_the_answer(*args: Any, **more: Any) -> ObjectInfo:
+                upload(*args, **more)
+                tree.later()
+                assert tree.list() == ["a"]
+                raise NetworkError("cannot write blob 'a': no answer")
+
+            store.upload = lose_the_answer  # type: ignore[method-assign]
+            assert error_of(handle.fsync) == errno.EIO
+            store.upload = upload  # type: ignore[method-assign]
+            handle.write(3, b" three")
+            assert tree.find("a") is handle.node and tree.read("a") == b"two three"
+        assert content_of(store) == {"a": b"two three"}
+
+
 def test_write_unlinked(tmp_path: Path) -> None:
     store = MemoryStore({"a": b"one", "b": b"two", "c": b"three"}, is_local=False)
     with opened(store, tmp_path) as tree:

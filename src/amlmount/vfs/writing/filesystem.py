@@ -75,11 +75,26 @@ class WritableFileSystem(LiveReading):
         file = self.enliven(node, is_emptied=bool(flags & os.O_TRUNC))
         is_cut = bool(flags & os.O_TRUNC)
         with self._changing(file, 0 if is_cut else None):
-            if is_cut:
-                self._resize(file, 0)
+            self._keep_name(file)
             with self._lock:
                 file.opens += 1
+            try:
+                if is_cut:
+                    self._resize(file, 0)
+            except BaseException:
+                with self._lock:
+                    file.opens -= 1
+                raise
         return file
+
+    def _keep_name(self, file: LiveFile) -> None:
+        """See that no listing takes the name away from a file that is about to change; ESTALE if one has by now."""
+        with self._lock:
+            if file.is_unlinked:
+                return
+            if not self._tree.is_current(file):
+                raise OSError(errno.ESTALE, "another inode has its name by now")
+            self.own.note(self._parent(file), file.name, file, self._clock())
 
     def _open_for_reading(self, node: Node) -> Node:
         with self._lock:
@@ -219,6 +234,8 @@ class WritableFileSystem(LiveReading):
         if size_bytes:
             self.fetch_if_small(file, may_wait=True)
         with self._changing(file, size_bytes):
+            if not file.opens:
+                self._keep_name(file)
             self._resize(file, size_bytes)
         if by_name or not file.opens:
             self.flush(node_id)
