@@ -18,6 +18,7 @@ from amlmount.stores.memory import MemoryStore
 from amlmount.vfs.base import NodeKind
 from amlmount.vfs.writing import filesystem as writing_filesystem
 from amlmount.vfs.writing import open_writable, recover
+from amlmount.vfs.writing.attempts import Attempt
 from vfs_trees import FakeClock, memory, mount, source, tree
 from writing.ground import RDWR, Tree, content_of, open_tree, opened, spec_for
 
@@ -558,6 +559,22 @@ def test_name_rename_directory(tmp_path: Path) -> None:
         assert error_of(lambda: tree.rename("g", "h")) == errno.EIO
         assert {name for name, data in content_of(store).items() if data} == {"g/x", "g/e/y"}
         assert tree.read("g/x") == b"1" and tree.list() == ["f", "g"]
+
+
+def test_a_renaming_that_was_begun_goes_on_over_its_own_copies(tmp_path: Path) -> None:
+    store = MemoryStore({"d/x": b"1", "d/y": b"2"}, is_local=False)
+    with opened(store, tmp_path) as tree:
+        assert tree.list("d") == ["x", "y"]
+        store.copy(store.head("d/x"), "e/x")
+        tree.later()
+        assert tree.list() == ["d", "e"]
+        again = Attempt()
+        with pytest.raises(OSError, match="not empty"):
+            tree.renaming.rename(*tree.parent("d"), *tree.parent("e"), attempt=again)
+        again.was_begun = True
+        tree.renaming.rename(*tree.parent("d"), *tree.parent("e"), attempt=again)
+        assert {name: data for name, data in content_of(store).items() if data} == {"e/x": b"1", "e/y": b"2"}
+        assert tree.list() == ["e"] and tree.list("e") == ["x", "y"]
 
 
 def test_name_rename_open(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ class Renaming:
         files, source = self._files, node.source
         assert source
         if isinstance(target, DirectoryNode):
-            self._names.remove_directory(new, target)
+            self._make_way(new, target, attempt)
         before, after = node.blob_name, self._names.name_below(new, name)[1] + "/"
         live = files.live_below(source, before)
         for file in live:
@@ -219,6 +219,14 @@ class Renaming:
         if attempt.was_begun:
             files.expire(node)  # what was deleted before is known under its new name only to the store
         self._delete_all(source, [info for info, _ in moved], before)
+
+    def _make_way(self, parent: DirectoryNode, target: DirectoryNode, attempt: Attempt) -> None:
+        """Remove an empty directory that another replaces; copies of a process that died are no hindrance."""
+        try:
+            self._names.remove_directory(parent, target)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or not attempt.was_begun:
+                raise
 
     def _finish(self, old: DirectoryNode, old_name: bytes, target: Node) -> None:
         """Delete what a process that died had copied and not deleted yet; of a file, the recovery has seen to that."""
