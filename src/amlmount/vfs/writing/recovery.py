@@ -112,8 +112,9 @@ class _Recovery:
             state.has_data = True
             state.size, mtime_ns = self._files.disk.measure(name)
             is_as_sent = (state.size, mtime_ns) == (state.base_size, state.mtime_ns) and not state.mapped
-            if state.is_direct and not is_as_sent:
-                state.change = max(state.change, state.stored + 1)  # the kernel has written into it since it was sent
+            if state.size != state.base_size or (state.is_direct and not is_as_sent):
+                # The kernel has written into it since it was sent, or it was just being cut.
+                state.change = max(state.change, state.stored + 1)
             if state.change > state.stored:
                 state.mtime_ns = mtime_ns
         state.held = Extents([(0, state.size)])
