@@ -76,7 +76,11 @@ WAITS = _add(
 READ_BYTES = _counter(
     "read_bytes_total", "bytes", "Bytes read by requests; what the kernel has in its cache it reads itself."
 )
-WRITTEN_BYTES = _counter("written_bytes_total", "bytes", "Bytes written by requests, and by which files grew that the kernel writes by itself.")
+WRITTEN_BYTES = _counter(
+    "written_bytes_total",
+    "bytes",
+    "Bytes written by requests, and by which files grew that the kernel writes by itself.",
+)
 HITS = _counter("cache_hits_total", "", "Reads from a store of the network that were answered without waiting for it.")
 MISSES = _counter("cache_misses_total", "", "Reads that had to wait for the store.")
 STORE_SECONDS = _add(
