@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from amlmount.stores.base import Content, ObjectInfo
 from amlmount.stores.memory import MemoryStore
 from amlmount.vfs.content.keys import identity_of
 from amlmount.vfs.nodes import Source
@@ -376,3 +377,29 @@ def test_crash_done_once(tmp_path: Path, durability: str) -> None:
 def test_nothing_is_left_out(tmp_path: Path) -> None:
     steps: Any = {durability: all_steps(tmp_path / durability, durability) for durability in ("store", "journal")}
     assert steps["store"] > 150 and steps["journal"] > 150
+
+
+def test_an_upload_that_lands_after_its_process_died_is_older_than_what_follows(tmp_path: Path) -> None:
+    """The store is at it still when the next process looks: what that one sends counts, not what lands then."""
+    machine = Machine(tmp_path, "store")
+    handle = machine.start(Life()).tree.create("a")
+    for number in range(9):
+        handle.write(0, b"old %d" % number)
+    late: list[tuple[bytes, Any]] = []
+
+    def die(name: str, content: Content, **more: Any) -> ObjectInfo:
+        late.append((bytes(content.read(0, content.size_bytes)), more["metadata"]))
+        machine.life.is_over = True
+        raise Died(name)
+
+    upload, machine.store.upload = machine.store.upload, die  # type: ignore[method-assign]
+    with pytest.raises(Died):
+        handle.fsync()
+    files = machine.start(Life(), takes_over=True).tree.files
+    machine.store.upload = upload  # type: ignore[method-assign]
+    files.write(handle.node.node_id, 0, b"newer")
+    [(data, metadata)] = late
+    machine.store.put("a", data, if_none_match=True, metadata=metadata)
+    files.flush(handle.node.node_id)
+    assert machine.store.get("a") == b"newer"
+    files.close()
