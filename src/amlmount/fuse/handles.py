@@ -133,11 +133,6 @@ class OpenInodes:
         for one in self._handles.values():
             self._inodes.setdefault(one.node_id, _OpenInode(one.backing_id)).count += 1
 
-    @property
-    def may_back(self) -> bool:
-        """Say whether it is worth looking for a file."""
-        return self.backings is not None and self.backings.is_usable
-
     def enter(self, handle: int, node_id: int, find_file: Callable[[], int | None]) -> tuple[int, bool]:
         """Count a handle, which is the inode's first or like the others. Returns the backing id, 0 if it is cached,
         and whether that is of what `find_file` found: a descriptor that is closed here, asked for at the first handle.

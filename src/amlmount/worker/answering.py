@@ -5,7 +5,6 @@ What is needed for writing is imported only where something is written.
 
 import logging
 import time
-from threading import Thread
 from typing import TYPE_CHECKING
 
 from amlmount.config.spec import MountSpec
@@ -57,10 +56,6 @@ def take_up_writing(files: BlobFileSystem, spec: MountSpec, news: News, *, is_su
 
 def _ask_whether_writable(files: "WritableFileSystem") -> None:
     """Ask all stores at once; one that is too busy to say so does not keep anybody from reading."""
-    sources = {id(source.store): source for source, _ in files.tops()}.values()
-    asking = [Thread(target=files.check_writable, args=(source,), name="may-write", daemon=True) for source in sources]
-    for thread in asking:
-        thread.start()
     deadline = time.monotonic() + SAYS_WITHIN_S
-    for thread in asking:
+    for thread in files.ask_stores():
         thread.join(max(0.0, deadline - time.monotonic()))

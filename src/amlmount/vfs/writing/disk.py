@@ -128,3 +128,13 @@ def open_disk(root: str) -> Disk:
             f"cannot use state directory '{root}': {error.strerror}", hint="it must be on a lasting, writable disk"
         ) from error
     return disk
+
+
+def read_exactly(fd: int, start: int, end: int) -> bytes:
+    """Return a range of a file, with zeros behind its end."""
+    parts, place = [], start
+    while place < end and (data := os.pread(fd, end - place, place)):
+        parts.append(data)
+        place += len(data)
+    found = parts[0] if len(parts) == 1 else b"".join(parts)
+    return found + bytes(end - place) if place < end else found

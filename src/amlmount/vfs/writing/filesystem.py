@@ -158,32 +158,35 @@ class WritableFileSystem(LiveReading):
                     self.ledger.gone(file)
         self._let_go_if_unknown(file)
 
-    def opened(self, node: Node) -> None:
-        """See OpenFiles.opened; a live file is not the reader's business."""
-        if not isinstance(node, LiveFile):
-            super().opened(node)
-
-    def released(self, node: Node) -> None:
-        """See OpenFiles.released."""
-        if not isinstance(node, LiveFile):
-            super().released(node)
-
     def refuse_if_refused(self, source: Source) -> None:
         """Raise EACCES if the store lets nothing be written; asked again after a while."""
-        if self.uploads.refused is None:
-            return
-        if time.monotonic() - self._asked_at > ASK_AGAIN_S:
-            self._asked_at = time.monotonic()
+        if self._is_to_be_asked():
             self.check_writable(source)
         if self.uploads.refused is not None:
             raise as_os_error(self.uploads.refused)
 
     def ask_whether_refused(self) -> None:
         """Find out whether stores that refused writing still do, without waiting for them."""
-        if self.uploads.refused is not None and time.monotonic() - self._asked_at > ASK_AGAIN_S:
-            self._asked_at = time.monotonic()
-            for source in {id(source.store): source for source in self._sources}.values():
-                threading.Thread(target=self.check_writable, args=(source,), name="may-write", daemon=True).start()
+        if self._is_to_be_asked():
+            self.ask_stores()
+
+    def _is_to_be_asked(self) -> bool:
+        """Say whether a store has refused, and that is long ago; whoever hears so asks."""
+        if self.uploads.refused is None or time.monotonic() - self._asked_at <= ASK_AGAIN_S:
+            return False
+        self._asked_at = time.monotonic()
+        return True
+
+    def ask_stores(self) -> list[threading.Thread]:
+        """Begin to `check_writable` all stores at once; return who does."""
+        sources = {id(source.store): source for source in self._sources}.values()
+        asking = [
+            threading.Thread(target=self.check_writable, args=(source,), name="may-write", daemon=True)
+            for source in sources
+        ]
+        for thread in asking:
+            thread.start()
+        return asking
 
     def check_writable(self, source: Source) -> None:
         """Ask a store whether it lets anything be written, and remember if not. Never raises."""

@@ -10,16 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amlmount.stores.base import ObjectInfo
 from amlmount.vfs.base import NodeKind
 from amlmount.vfs.nodes import IS_SYMLINK, FileNode, Source
-from amlmount.vfs.writing.disk import DATA, Disk
+from amlmount.vfs.writing.disk import DATA, Disk, read_exactly
 from amlmount.vfs.writing.extents import Extents
-
-if TYPE_CHECKING:
-    from amlmount.vfs.writing.ahead import Ahead
+from amlmount.vfs.writing.parts import Ahead
 
 PIECE_BYTES = 4 << 20
 NOT_DIRECT = -1
@@ -335,16 +333,6 @@ class LiveFile(FileNode):
     def read_local(self, start: int, end: int) -> bytes:
         """Return bytes that are held; those the data file is too short for are zeros."""
         return read_exactly(self.fd(), start, end)
-
-
-def read_exactly(fd: int, start: int, end: int) -> bytes:
-    """Return a range of a file, with zeros behind its end."""
-    parts, place = [], start
-    while place < end and (data := os.pread(fd, end - place, place)):
-        parts.append(data)
-        place += len(data)
-    found = parts[0] if len(parts) == 1 else b"".join(parts)
-    return found + bytes(end - place) if place < end else found
 
 
 def _copy(old: int, new: int, start: int, end: int, disk: Disk) -> None:

@@ -89,6 +89,16 @@ class LiveReading(DirectTree):
             state.whole, state.base_end = True, 0
             self._note(file, self.ledger.restate)
 
+    def opened(self, node: Node) -> None:
+        """See OpenFiles.opened; a live file is not the reader's business."""
+        if not isinstance(node, LiveFile):
+            super().opened(node)
+
+    def released(self, node: Node) -> None:
+        """See OpenFiles.released."""
+        if not isinstance(node, LiveFile):
+            super().released(node)
+
     def whole_file(self, node: Node) -> int | None:
         """Never: the kernel would go on reading a file that is being changed."""
         return None

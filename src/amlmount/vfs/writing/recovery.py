@@ -82,9 +82,8 @@ class _Recovery:
         if files.is_backed(state.node_id):
             state.direct = state.epoch
         self._measure(state)
-        if (
-            entry.begun > state.stored
-        ):  # not every change is in the journal; whatever lands of it yet is older than ours
+        if entry.begun > state.stored:
+            # Not every change is in the journal; whatever lands yet of what was begun is older than what is here.
             state.change = max(state.change, entry.begun + 1)
         file = LiveFile(files.disk, source, node.parent_id, node.name, state)
         file.promise, file.was_sent, file.is_unlinked = entry.promise, entry.begun > 0, entry.is_unlinked

@@ -13,10 +13,11 @@ from amlmount.errors import AmlmountError, BlobNotFoundError, PreconditionFailed
 from amlmount.stores.base import ObjectInfo, Ranges, WritableStore
 from amlmount.stores.metadata import MTIME, format_mtime
 from amlmount.vfs.writing.ahead import is_worth_asking_again, take
+from amlmount.vfs.writing.disk import read_exactly
 from amlmount.vfs.writing.extents import Extents
 from amlmount.vfs.writing.keeping import keep
 from amlmount.vfs.writing.ledger import Ledger
-from amlmount.vfs.writing.livefile import LiveFile, State, read_exactly
+from amlmount.vfs.writing.livefile import LiveFile, State
 
 WRITE_ID = "amlmount_write"  # metadata that tells our own attempt from another's write
 _COMPARE_BYTES = 4 << 20
