@@ -16,8 +16,7 @@ from amlmount.stores.base import ObjectInfo, ObjectStore
 from amlmount.stores.local import LocalStore
 from amlmount.stores.memory import MemoryStore
 from amlmount.vfs.base import NodeKind
-from amlmount.vfs.writing import filesystem as writing_filesystem
-from amlmount.vfs.writing import open_writable, recover
+from amlmount.vfs.writing import open_writable, recover, refusals
 from amlmount.vfs.writing.attempts import Attempt
 from vfs_trees import FakeClock, memory, mount, source, tree
 from writing.ground import RDWR, Tree, content_of, open_tree, opened, spec_for
@@ -182,13 +181,13 @@ def test_durable_refused_at_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     store = MemoryStore({"a": b"x"}, before=trouble)
     trouble.failing["check_writable"] = DENIED
     with opened(store, tmp_path) as tree:
-        tree.files.check_writable(tree.files.tops()[0][0])
+        tree.files.refusals.ask(tree.files.tops()[0][0])
         assert error_of(lambda: tree.open("a", RDWR)) == errno.EACCES
         assert error_of(lambda: tree.create("b")) == errno.EACCES
         assert error_of(lambda: tree.mkdir("d")) == errno.EACCES
         assert tree.read("a") == b"x"
         trouble.failing.clear()
-        monkeypatch.setattr(writing_filesystem, "ASK_AGAIN_S", 0.0)
+        monkeypatch.setattr(refusals, "ASK_AGAIN_S", 0.0)
         tree.write("a", b"y")
         assert store.get("a") == b"y"
 

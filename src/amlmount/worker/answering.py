@@ -57,5 +57,5 @@ def take_up_writing(files: BlobFileSystem, spec: MountSpec, news: News, *, is_su
 def _ask_whether_writable(files: "WritableFileSystem") -> None:
     """Ask all stores at once; one that is too busy to say so does not keep anybody from reading."""
     deadline = time.monotonic() + SAYS_WITHIN_S
-    for thread in files.ask_stores():
+    for thread in files.refusals.ask_all():
         thread.join(max(0.0, deadline - time.monotonic()))

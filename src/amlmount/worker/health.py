@@ -25,6 +25,6 @@ def _unsent(files: FileSystem) -> dict[str, Any]:
         return {}
     written = cast("WritableFileSystem", files)
     stats = written.writing_stats()
-    written.ask_whether_refused()
+    written.refusals.ask_again()
     unsent = {"dirty_bytes": stats.dirty_bytes, "oldest_s": stats.oldest_s or 0.0}
     return unsent | {"trouble": stats.trouble or "", "refused": stats.refused}

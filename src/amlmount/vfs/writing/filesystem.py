@@ -6,10 +6,7 @@ thread that must not wait only tries it. Names change in `namespace`; what a cra
 """
 
 import errno
-import logging
 import os
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,14 +22,13 @@ from amlmount.vfs.writing.live import WritingOptions
 from amlmount.vfs.writing.livefile import LiveFile
 from amlmount.vfs.writing.outcomes import UploadNews
 from amlmount.vfs.writing.reading import LiveReading
+from amlmount.vfs.writing.refusals import Refusals
 from amlmount.vfs.writing.sending import Sender, own_mark
 from amlmount.vfs.writing.standing import WritingStats, look_at
 from amlmount.vfs.writing.uploads import MAPPED_S, Uploads
 
 # A new file is promised and then often renamed (`write tmp; fsync; rename`): until then it is not sent.
 RENAMED_WITHIN_S = 1.0
-ASK_AGAIN_S = 5.0  # how long a store that refused writing is believed to go on refusing
-log = logging.getLogger(__name__)
 
 
 class WritableFileSystem(LiveReading):
@@ -50,14 +46,14 @@ class WritableFileSystem(LiveReading):
         super().__init__(sources, policy, options=options, **more)
         self.uploads = Uploads(
             self.ledger,
-            Sender(self.ledger, self._on_committed, self._on_stored),
+            Sender(self.ledger, self._on_committed, self._on_stored, self._has_name),
             self._tell,
             self._settle,
             threads=options.upload_threads,
         )
         self.uploads.timings, self.news = self.tally.uploads, UploadNews()
         self._parts = SendingAhead() if options.durability == "store" else None
-        self._asked_at = float("-inf")
+        self.refusals = Refusals(self.uploads, self._sources)
 
     # Opening and closing
 
@@ -71,7 +67,7 @@ class WritableFileSystem(LiveReading):
         if not may_wait:
             raise WouldBlock
         assert isinstance(node, FileNode)
-        self.refuse_if_refused(node.source)
+        self.refusals.refuse(node.source)
         file = self.enliven(node, is_emptied=bool(flags & os.O_TRUNC))
         is_cut = bool(flags & os.O_TRUNC)
         with self._changing(file, 0 if is_cut else None):
@@ -157,50 +153,6 @@ class WritableFileSystem(LiveReading):
                 if file.is_unlinked and self.ledger.knows(file):
                     self.ledger.gone(file)
         self._let_go_if_unknown(file)
-
-    def refuse_if_refused(self, source: Source) -> None:
-        """Raise EACCES if the store lets nothing be written; asked again after a while."""
-        if self._is_to_be_asked():
-            self.check_writable(source)
-        if self.uploads.refused is not None:
-            raise as_os_error(self.uploads.refused)
-
-    def ask_whether_refused(self) -> None:
-        """Find out whether stores that refused writing still do, without waiting for them."""
-        if self._is_to_be_asked():
-            self.ask_stores()
-
-    def _is_to_be_asked(self) -> bool:
-        """Say whether a store has refused, and that is long ago; whoever hears so asks."""
-        if self.uploads.refused is None or time.monotonic() - self._asked_at <= ASK_AGAIN_S:
-            return False
-        self._asked_at = time.monotonic()
-        return True
-
-    def ask_stores(self) -> list[threading.Thread]:
-        """Begin to `check_writable` all stores at once; return who does."""
-        sources = {id(source.store): source for source in self._sources}.values()
-        asking = [
-            threading.Thread(target=self.check_writable, args=(source,), name="may-write", daemon=True)
-            for source in sources
-        ]
-        for thread in asking:
-            thread.start()
-        return asking
-
-    def check_writable(self, source: Source) -> None:
-        """Ask a store whether it lets anything be written, and remember if not. Never raises."""
-        assert isinstance(source.store, WritableStore)
-        try:
-            source.store.check_writable()
-            if self.uploads.refused is not None:
-                self.uploads.refused = None
-                self.uploads.hurry()
-        except AccessDeniedError as error:
-            self.uploads.refused = error
-            log.warning("%s: opening a file for writing gives an error until that has changed", error.message)
-        except AmlmountError as error:
-            log.warning("cannot find out whether the store can be written to: %s", error.message)
 
     # Content
 
@@ -381,6 +333,10 @@ class WritableFileSystem(LiveReading):
                 self.own.note(parent, file.name, file, self._clock())
             else:
                 self.own.touch(file, self._clock())
+
+    def _has_name(self, file: LiveFile) -> bool:
+        with self._lock:
+            return self._tree.is_current(file)
 
     def _on_stored(self, file: LiveFile) -> None:
         if file.is_displaced:

@@ -44,7 +44,7 @@ class Namespace:
             assert isinstance(opened, LiveFile)
             return opened
         source, blob_name = self.name_below(directory, name)
-        files.refuse_if_refused(source)
+        files.refusals.refuse(source)
         attempt.begin()
         number = files.ledger.new_id()
         etag = self._reserve(directory, source, blob_name, number, attempt) if flags & os.O_EXCL else ""
@@ -173,7 +173,7 @@ class Namespace:
         if present is not None:
             raise FileExistsError(errno.EEXIST, "file exists")
         source, blob_name = self.name_below(directory, name)
-        files.refuse_if_refused(source)
+        files.refusals.refuse(source)
         attempt.begin()
         self.make_marker(source, blob_name)
         made = files.make_directory(directory, source, name)
@@ -259,7 +259,7 @@ class Namespace:
         store = source.store
         if not isinstance(store, WritableStore) or not store.keeps_metadata:
             raise OSError(errno.EPERM, "this store has no way to tell a symlink from a file")
-        self.files.refuse_if_refused(source)
+        self.files.refusals.refuse(source)
         attempt.begin()
         try:
             info = store.put(blob_name, target, if_none_match=True, metadata=SYMLINK)

@@ -57,7 +57,7 @@ class Renaming:
         if source is not old.source:
             raise OSError(errno.EXDEV, "in another container")
         _check_target(node, target, may_replace or attempt.was_begun)
-        self._files.refuse_if_refused(source)
+        self._files.refusals.refuse(source)
         attempt.begin()
         if isinstance(node, DirectoryNode):
             self._rename_directory(node, old, new, new_name, target, attempt)
@@ -93,9 +93,13 @@ class Renaming:
                 return
         if file.is_dirty:
             self._files.flush_to_store(file)
-        with file.sending:
+        with contextlib.ExitStack() as held:
+            held.enter_context(file.sending)
+            if isinstance(target, LiveFile):
+                held.enter_context(target.sending)  # an upload of it that came after the copy would replace that
             info = self._copy(file, blob_name, may_replace)
-            self._drop_target(target)
+            if isinstance(target, LiveFile):
+                self._replace_live(target)
             before = replace(file.state)
             deletion = self._named(file, old, new, name, blob_name, info)
             self._names.delete_blob(file.source, before.name)
@@ -150,7 +154,7 @@ class Renaming:
             file.show()
 
     def _replace_live(self, target: LiveFile) -> None:
-        """Forget a live file whose name another gets; the blob stays until that one replaces it."""
+        """Forget a live file whose name another gets; its blob was replaced, or will be."""
         with target.lock:
             target.is_unlinked = True
             self._files.ledger.unlink(target)
@@ -168,12 +172,6 @@ class Renaming:
             raise OSError(errno.ESTALE if may_replace else errno.EEXIST, error.message) from error
         except AmlmountError as error:
             raise as_errno(error) from error
-
-    def _drop_target(self, target: Node | None) -> None:
-        """Forget what the new name led to: its blob has just been replaced."""
-        if isinstance(target, LiveFile):
-            with target.sending:
-                self._replace_live(target)
 
     def _named(
         self, file: LiveFile, old: DirectoryNode, new: DirectoryNode, name: bytes, blob_name: str, info: ObjectInfo

@@ -118,9 +118,13 @@ class Sender:
     """
 
     def __init__(
-        self, ledger: Ledger, on_committed: Callable[[LiveFile], None], on_stored: Callable[[LiveFile], None]
+        self,
+        ledger: Ledger,
+        on_committed: Callable[[LiveFile], None],
+        on_stored: Callable[[LiveFile], None],
+        has_name: Callable[[LiveFile], bool] = lambda file: False,
     ) -> None:
-        self._ledger = ledger
+        self._ledger, self._has_name = ledger, has_name
         self._on_committed = on_committed
         self._on_stored = on_stored
 
@@ -188,10 +192,11 @@ class Sender:
         if snapshot.is_in(present):
             self._stored(file, snapshot, present)
             return True
-        if (order := snapshot.order_of(present)) > 0:  # we have written it again since: this is old
-            self._stored(file, snapshot, present)
+        order = snapshot.order_of(present)
+        if order > 0 and (snapshot.is_by_the_same(present) or not self._has_name(file)):
+            self._stored(file, snapshot, present)  # we have written it again since: this is old
             return True
-        if order < 0:  # an earlier attempt of ours
+        if order:  # an earlier attempt of ours, or a later file's, whose renaming to this name failed half way
             with file.lock:
                 file.state.etag = present.etag
                 file.state.dirty.add(0, file.state.size)
