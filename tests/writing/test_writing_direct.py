@@ -270,6 +270,18 @@ def test_it_goes_on_without_the_worker_and_with_the_next_one(
     assert Path(mount.path, "a").read_bytes() == b"One two three"
 
 
+def test_a_time_that_was_set_outlives_crashes(program: Program, mount: Mount, outside: AzureStore) -> None:
+    """The second one takes it from the data file, which the first counted as changed."""
+    program.do("fd = os.open(path + '/a', os.O_RDWR | os.O_CREAT); os.write(fd, b'data'); os.fsync(fd)")
+    program.do("os.utime(path + '/a', ns=(10**18, 10**18))")
+    for _ in range(2):
+        mount.kill()
+        mount.take_over()
+    assert os.stat(f"{mount.path}/a").st_mtime_ns == 10**18
+    program.do("os.close(fd)")
+    until(lambda: outside.head("a").metadata["mtime"].startswith("2001-09-09T01:46:40"))
+
+
 def test_an_empty_file_may_be_opened_in_any_way_after_a_crash(
     program: Program, mount: Mount, outside: ObjectStore
 ) -> None:

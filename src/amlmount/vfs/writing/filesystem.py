@@ -248,7 +248,6 @@ class WritableFileSystem(LiveReading):
         if file.is_unlinked:
             return
         with file.lock:
-            file.state.mtime_ns = mtime_ns
             if file.is_dirty or file.state.is_direct:  # what the kernel wrote before this will not show any more
                 self._touched(file, not file.is_dirty, mtime_ns)
                 file.stamp(mtime_ns)
@@ -261,11 +260,12 @@ class WritableFileSystem(LiveReading):
         with file.sending:
             state, store = file.state, file.source.store
             assert isinstance(store, WritableStore)
-            info = ObjectInfo(state.name, state.base_size, state.etag, mtime_ns)
+            info, before_ns = ObjectInfo(state.name, state.base_size, state.etag, mtime_ns), file.set_time(mtime_ns)
             self.ledger.begun(file, state.change + 1)  # a successor must know a new etag to be ours
             try:
                 new = store.set_metadata(info, self.metadata_of(file) | own_mark(store, self.ledger, state))
             except AmlmountError as error:
+                file.set_time(before_ns)
                 self._expire(file.parent_id)
                 raise as_os_error(error) from error
             with file.lock:
