@@ -282,6 +282,22 @@ def test_a_time_that_was_set_outlives_crashes(program: Program, mount: Mount, ou
     until(lambda: outside.head("a").metadata["mtime"].startswith("2001-09-09T01:46:40"))
 
 
+def test_a_time_that_was_set_while_the_kernel_writes_outlives_a_crash(
+    program: Program, mount: Mount, outside: AzureStore
+) -> None:
+    """To the nanosecond: what tells two writes apart leaves it alone."""
+    program.do("fd = os.open(path + '/a', NEW); os.write(fd, b'data'); os.utime(path + '/a', ns=(10**18, 10**18))")
+    for _ in range(2):
+        mount.kill()
+        mount.take_over()
+    program.do("os.fsync(fd)")
+    until(lambda: "a" in content_of(outside))
+    assert outside.head("a").metadata["mtime"].startswith("2001-09-09T01:46:40")
+    program.do("os.write(fd, b'more'); os.close(fd)")
+    has(outside, "a", b"datamore")
+    assert not outside.head("a").metadata["mtime"].startswith("2001")
+
+
 def test_an_empty_file_may_be_opened_in_any_way_after_a_crash(
     program: Program, mount: Mount, outside: ObjectStore
 ) -> None:

@@ -21,6 +21,7 @@ from amlmount.vfs.writing.parts import Ahead
 
 PIECE_BYTES = 4 << 20
 NOT_DIRECT = -1
+FAR_NS = 3600 * 10**9  # a time so far from now is no clock's
 MARKS_NS = 10_000  # so many changes are told apart in one tick of a clock
 
 
@@ -228,7 +229,7 @@ class LiveFile(FileNode):
         if found == self.noticed:
             return False
         before_bytes = self.noticed[0] if self.noticed else 0
-        self.noticed = state.size, state.mtime_ns = self._marked(found[1])
+        self.noticed = state.size, state.mtime_ns = self._marked(*found)
         self._disk.grown_bytes += max(0, state.size - before_bytes)
         state.held, state.dirty = Extents([(0, state.size)]), Extents([(0, state.size)])
         if self.since is not None:
@@ -238,13 +239,15 @@ class LiveFile(FileNode):
         state.change += 1
         return True
 
-    def _marked(self, mtime_ns: int) -> tuple[int, int]:
+    def _marked(self, size_bytes: int, mtime_ns: int) -> tuple[int, int]:
         """Give the data file a time that no clock gives it, and that it never had, and return its length and that time:
-        what is written later in the same tick shows, too, to a successor as well.
+        what is written later in the same tick shows, too, to a successor as well. One that somebody set is such a time.
 
         The kernel gives it under the inode's lock, so no write is half done then. One that follows at once is not
         taken for ours: its time is later. (An earlier one is ours, as a file system keeps it that does not know ns.)
         """
+        if abs(time.time_ns() - mtime_ns) > FAR_NS:
+            return size_bytes, mtime_ns
         last_ns = self.noticed[1] if self.noticed else mtime_ns
         mark_ns = (last_ns if 0 <= mtime_ns - last_ns < MARKS_NS else mtime_ns) - 1
         self._disk.stamp(self.fd(), mark_ns)
