@@ -160,7 +160,7 @@ class WritingAdapter(ReadOnlyAdapter):
         flags = cast(OpenIn, request.body).flags
         if not may_wait and self._inodes.is_backed(request.node_id):
             raise WouldBlock
-        node = self._files.open_file(request.node_id, flags, may_wait=may_wait)
+        node = self._files.open_file(request.node_id, flags, who=request.pid, may_wait=may_wait)
         return self._opened(node, flags, request)
 
     def _opened(self, node: Node, flags: int, request: Request) -> bytes:
@@ -251,6 +251,7 @@ class WritingAdapter(ReadOnlyAdapter):
     def _create(self, request: Request) -> Reply:
         body, attempt = body_of(request, parse_create), self._attempt(request)
         node = self._names.create(request.node_id, _checked(body.name), body.flags, attempt)
+        self._files.arrived(node, request.pid)
         return self._entered(attempt, node) + self._opened(node, body.flags, request)
 
     def _mknod(self, request: Request) -> Reply:
