@@ -30,6 +30,7 @@ from writing.powercut import Died, Life, MortalDisk, MortalStore
 SMALL, LARGE = b"small" * 20, os.urandom(90_000)
 OLD = {"old": bytes(5000), "dir/one": b"1", "dir/two": b"2"}
 pytestmark = pytest.mark.timeout(600)
+Prepare = Callable[[WritableFileSystem], None]
 
 
 @dataclass
@@ -194,8 +195,14 @@ class Machine:
         self.records = Records()
         self.disk: MortalDisk | None = None
 
-    def start(self, life: Life, *, takes_over: bool = False) -> World:
-        """Begin a process."""
+    def start(
+        self,
+        life: Life,
+        *,
+        takes_over: bool = False,
+        prepare: Callable[[WritableFileSystem], None] = lambda files: None,
+    ) -> World:
+        """Begin a process; `prepare` comes before its recovery."""
         if self.disk is not None:
             self.disk.bury()
         self.life = self.store.life = life
@@ -215,6 +222,7 @@ class Machine:
         if takes_over:
             files.inherit(self.records.kept)
         files.leave_to(self.records)
+        prepare(files)
         recover(files, is_successor=takes_over)
         return World(Tree(files, clock))
 

@@ -26,6 +26,7 @@ from writing.test_writing_mount import Mount, mounted, writable_spec
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3000)]
 RUN_S = 2000
+TURNS = Path(__file__).with_name("turns")
 CALM_REQUESTS = 8  # after a fault: one call that met nothing but faults would rightly fail
 
 
@@ -115,6 +116,23 @@ def test_a_mount_is_like_a_directory(
             with contextlib.suppress(AssertionError):
                 until(lambda: stored(store) == expected, 30)
             assert stored(store) == expected
+
+
+@pytest.mark.parametrize("durability", ["journal", *(["store"] if FULL else [])])
+@pytest.mark.parametrize("weather", ["kill", "fault"])
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_so_it_is_whatever_the_order_of_threads(
+    service: FakeBlobService,
+    mountpoint: str,
+    tmp_path: Path,
+    durability: str,
+    weather: str,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TURNS))
+    test_a_mount_is_like_a_directory(service, mountpoint, tmp_path, durability, weather, seed)
+    assert any("threads nap" in log.read_text() for log in tmp_path.glob("*.log"))
 
 
 def run(mount: Mount, local: Path, seed: int) -> None:

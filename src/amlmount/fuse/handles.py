@@ -159,10 +159,10 @@ class OpenInodes:
         finally:
             os.close(fd)
 
-    def leave(self, handle: int) -> None:
-        """Forget a handle, ours or a predecessor's; one that is not known is fine."""
+    def leave(self, handle: int) -> bool:
+        """Forget a handle, ours or a predecessor's; False for one that is not known, or not any more."""
         with self._lock:
-            self._strike(handle)
+            return self._strike(handle)
 
     def is_backed(self, node_id: int) -> bool:
         """Say whether an inode is open, and the kernel reads and writes a file in its stead."""
@@ -176,10 +176,15 @@ class OpenInodes:
             inode = self._inodes.get(node_id)
             return inode.count if inode is not None else 0
 
-    def _strike(self, handle: int) -> None:
+    def counts(self) -> dict[int, int]:
+        """Return how many handles there are of each inode that has any, by its node id."""
+        with self._lock:
+            return {node_id: inode.count for node_id, inode in self._inodes.items()}
+
+    def _strike(self, handle: int) -> bool:
         known = self._handles.pop(handle, None)
         if known is None:
-            return
+            return False
         if self._ledger:
             self._ledger.strike(known.slot)
         inode = self._inodes[known.node_id]
@@ -188,6 +193,7 @@ class OpenInodes:
             del self._inodes[known.node_id]
             if inode.backing_id and self.backings:
                 self.backings.close(inode.backing_id)
+        return True
 
 
 class Handles:

@@ -101,6 +101,7 @@ class WritingAdapter(ReadOnlyAdapter):
         self._files = fs
         self._inodes = OpenInodes(ledger)
         fs.is_backed, fs.count_handles = self._inodes.is_backed, self._inodes.count
+        fs.left_open = self._inodes.counts
         self._names = Namespace(fs)
         self._renaming = Renaming(self._names)
         self._opens: dict[int, _Open] = {}
@@ -166,6 +167,8 @@ class WritingAdapter(ReadOnlyAdapter):
     def _opened(self, node: Node, flags: int, request: Request) -> bytes:
         """Return the reply for a new handle. Its number is the request's: sent again, it is the same handle."""
         handle, is_writer = request.unique & ~UNIQUE_RESEND, flags & os.O_ACCMODE != os.O_RDONLY
+        if self._inodes.leave(handle):
+            self._files.uncount(node)  # a process before us had come so far with this very request
         try:
             backing_id = self._back(node, flags, handle)
         except BaseException:
@@ -196,11 +199,11 @@ class WritingAdapter(ReadOnlyAdapter):
 
     def _release(self, request: Request, may_wait: bool) -> Reply:
         handle = cast(ReleaseIn, request.body).fh
-        self._inodes.leave(handle)
-        opened = self._opens.get(handle)
-        node = opened.node if opened else self._files.known(request.node_id)
-        if node is not None and node.kind is NodeKind.FILE:
-            self._files.close_file(node, may_wait=may_wait)
+        if self._inodes.leave(handle) and handle not in self._opens and (node := self._files.known(request.node_id)):
+            self._opens[handle] = _Open(node, is_writer=False)  # a predecessor's
+        opened = self._opens.get(handle)  # None: what a process before us took back, and never answered
+        if opened is not None and opened.node.kind is NodeKind.FILE:
+            self._files.close_file(opened.node, may_wait=may_wait)
         self._opens.pop(handle, None)
         return b""
 

@@ -5,7 +5,7 @@ handle that only writes cannot be mapped. Whether anything was written at all is
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from amlmount.stores.base import WritableStore
@@ -19,14 +19,15 @@ NEVER = os.O_DIRECT | os.O_DSYNC  # of O_DSYNC the kernel would tell nobody, and
 class DirectTree(LiveTree):
     """LiveTree with live files that the kernel may write into.
 
-    `is_backed` says whether an inode has handles of that kind, `count_handles` how many of any kind; whoever answers
-    the kernel puts them there.
+    `is_backed` says whether an inode has handles of that kind, `count_handles` how many of any kind, `left_open` all of
+    these numbers; whoever answers the kernel puts them there.
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self.is_backed: Callable[[int], bool] = lambda node_id: False
         self.count_handles: Callable[[int], int] = lambda node_id: 1  # perhaps
+        self.left_open: Callable[[], Mapping[int, int]] = dict
         self._direct: dict[int, LiveFile] = {}
 
     def empty_file(self, node: Node, flags: int) -> tuple[int, int] | None:
@@ -72,6 +73,12 @@ class DirectTree(LiveTree):
             file.state.direct = NOT_DIRECT
         if file.state.is_direct:
             self._direct[file.node_id] = file
+
+    def count_left_open(self) -> None:
+        """Count, after a crash, who has ordinary files open; `recovery` has counted that of live ones."""
+        for node_id, count in self.left_open().items():
+            if not isinstance(self._tree.nodes.get(node_id), LiveFile):
+                self._readers[node_id] = count
 
     def is_written_directly(self, file: LiveFile) -> bool:
         """Say whether the data file of a file is one that the kernel has handles of."""

@@ -127,6 +127,15 @@ class WritableFileSystem(LeavingNames):
         if is_last:
             self._settle(file)
 
+    def uncount(self, node: Node) -> None:
+        """Take back the count of a handle that is counted twice."""
+        with self._lock:
+            file = self._tree.nodes.get(node.node_id)
+            if isinstance(file, LiveFile):
+                file.opens -= 1
+            else:
+                self._readers[node.node_id] -= 1
+
     def _settle(self, file: LiveFile) -> None:
         """See to a file that is closed: nothing of it may be forgotten that the store does not have."""
         if file.is_dirty:

@@ -59,6 +59,8 @@ class _Recovery:
                 self._keep_promise(entry, entry.promise)
             else:
                 self._set_aside(entry)
+        if is_successor:
+            self._files.count_left_open()
         self._remove_strays()
         for deletion in past.deletions.values():
             self._delete(deletion)
@@ -95,9 +97,17 @@ class _Recovery:
             self._settle_doubt(file)
         if file.is_pending or state.mapped:
             files.uploads.enqueue(file)
-        if not handles and not file.is_dirty:
-            files.close_file(file)
+        if not handles:
+            self._close(file)
         return True
+
+    def _close(self, file: LiveFile) -> None:
+        """Close a file for a process that had only begun to: nobody asks for it again."""
+        try:
+            self._files.close_file(file)
+        except OSError as error:
+            log.error("what was written to '%s' cannot be made to last: %s", file.state.name, error)
+            self._files.uploads.enqueue(file)
 
     def _is_all_here(self, state: State) -> bool:
         return state.whole and (not state.size or self._files.disk.exists(state.data_name))
