@@ -17,6 +17,7 @@ from amlmount.errors import NetworkError
 from amlmount.stores.azure import open_azure
 from amlmount.stores.memory import MemoryStore
 from amlmount.vfs.writing import leaving
+from amlmount.vfs.writing.livefile import LiveFile
 from fakeblob import FakeBlobService
 from mounting import until
 from writing import racing
@@ -229,6 +230,24 @@ def test_who_was_refused_comes_again_before_the_next_one_is_unlinked(
         assert content_of(store) == {}
 
 
+def test_a_name_that_a_process_which_died_had_not_taken_away_yet(tmp_path: Path) -> None:
+    store = Store()
+    store.put("name", b"old")
+    with opened(store, tmp_path, list_ttl_s=1000.0) as tree:
+        make_live(tree, is_live=True)
+        node = tree.find("name")
+        assert isinstance(node, LiveFile)
+        node.is_unlinked = True  # as the journal says it after a crash
+        opening = Opening(tree, "name", RDWR)
+        opening.start()
+        opening.join(MEANWHILE_S)
+        assert opening.is_alive()
+        tree.unlink("name")
+        opening.join()
+        assert opening.errno == errno.ENOENT
+        assert content_of(store) == {}
+
+
 def test_nobody_is_waited_for_for_ever(tmp_path: Path) -> None:
     store = Store()
     store.put("name", b"old")
@@ -242,6 +261,15 @@ def test_nobody_is_waited_for_for_ever(tmp_path: Path) -> None:
         tree.unlink("name")
         assert time.monotonic() - begun_s < DEADLINE_S
         assert content_of(store) == {}
+
+
+def test_what_another_has_made_since_the_kernel_looked_is_opened_for_reading(tmp_path: Path) -> None:
+    store = Store()
+    store.put("name", b"old")
+    with opened(store, tmp_path) as tree:
+        handle = tree.create("name", RDONLY)
+        assert handle.read() == b"old"
+        handle.close()
 
 
 @pytest.mark.root

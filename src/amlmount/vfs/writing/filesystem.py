@@ -90,7 +90,8 @@ class WritableFileSystem(LeavingNames):
         try:
             self.opened(present)
         except BaseException:
-            self.discount_reader(present)
+            if (file := self.discount_reader(present)) is not None:
+                self._discount(file)
             raise
         return present
 

@@ -118,10 +118,21 @@ class LeavingNames(LiveReading):
                 self._changed.notify_all()
 
     def _wait_for_leaving(self, node: Node, may_wait: bool = True) -> None:
-        while node.node_id in self._leaving:
+        deadline = time.monotonic() + LONGEST_TURN_S
+        while node.node_id in self._leaving or (self._is_left_over(node) and time.monotonic() < deadline):
             if not may_wait:
                 raise WouldBlock
-            self._changed.wait()
+            self._changed.wait(None if node.node_id in self._leaving else LONGEST_TURN_S)
+
+    def _is_left_over(self, node: Node) -> bool:
+        """Say whether a process that died had taken a name away and not said so: the kernel asks for that once more."""
+        present = self._tree.nodes.get(node.node_id)
+        return (
+            isinstance(present, LiveFile)
+            and present.is_unlinked
+            and not present.opens
+            and self._tree.is_current(present)
+        )
 
     def _refuse_lost(self, node: Node) -> None:
         present = self._tree.nodes.get(node.node_id, node)
@@ -263,6 +274,8 @@ class LeavingNames(LiveReading):
             self._changed.wait(wait_s)
 
     def _wait_s(self, node: Node, deadline: float) -> float:
+        if self._is_left_over(node):
+            return 0.0
         name = _name_of(node)
         until = deadline if self._coming[name] else self._expected.until(name)
         return min(until, deadline) - time.monotonic()

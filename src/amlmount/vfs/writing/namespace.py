@@ -33,16 +33,14 @@ class Namespace:
     def __init__(self, files: WritableFileSystem) -> None:
         self.files = files
 
-    def create(self, parent_id: int, name: bytes, flags: int, attempt: Attempt = ONCE) -> LiveFile:
-        """Return a file opened for writing, made if it is not there. Raises EEXIST (O_EXCL), EISDIR, EACCES..."""
+    def create(self, parent_id: int, name: bytes, flags: int, attempt: Attempt = ONCE) -> Node:
+        """Return a file opened as `flags` say, made if it is not there. Raises EEXIST (O_EXCL), EISDIR, EACCES..."""
         files, directory = self.files, self.directory(parent_id)
         present = self.child(directory, name)
         if present is not None:
             if flags & os.O_EXCL and not (attempt.was_begun and not present.size_bytes):
                 raise FileExistsError(errno.EEXIST, "file exists")
-            opened = files.open_file(present.node_id, flags)
-            assert isinstance(opened, LiveFile)
-            return opened
+            return files.open_file(present.node_id, flags)
         source, blob_name = self.name_below(directory, name)
         files.refusals.refuse(source)
         attempt.begin()
