@@ -1,8 +1,7 @@
-"""Inodes that are about to lose their names, by an unlink or a rename over them: who has one open keeps it.
+"""Inodes that lose their names, by an unlink or a rename over them: who has one open keeps it, who opens it waits.
 
-Whether anybody has it open is decided in one hold of the tree lock, and until the store has answered nobody opens it
-any more: whoever tries waits, and is then told ESTALE. The kernel walks the path once more for that (namei.c,
-retry_estale), and only once: so the next one who would take the name away waits until it has come.
+ESTALE makes the kernel walk the path once more (namei.c, retry_estale), but only once: so whoever would take the name
+away next waits until it has come.
 """
 
 import contextlib
