@@ -47,7 +47,7 @@ from amlmount.fuse.write_requests import (
     parse_write,
 )
 from amlmount.vfs.base import Node, NodeKind, WouldBlock
-from amlmount.vfs.writing.attempts import Attempt
+from amlmount.vfs.writing.attempts import ONCE, Attempt
 from amlmount.vfs.writing.filesystem import WritableFileSystem
 from amlmount.vfs.writing.namespace import Namespace
 from amlmount.vfs.writing.renaming import Renaming
@@ -114,12 +114,11 @@ class WritingAdapter(ReadOnlyAdapter):
             Opcode.RMDIR: self._rmdir,
             Opcode.RENAME: self._rename,
             Opcode.RENAME2: self._rename,
-            Opcode.CREATE: self._create,
             Opcode.FSYNC: self._fsync,
             Opcode.FALLOCATE: self._fallocate,
         }
         self._operations |= {opcode: _in_the_pool(operation) for opcode, operation in waiting.items()}
-        self._operations |= {Opcode.WRITE: self._write, Opcode.FLUSH: self._flush}
+        self._operations |= {Opcode.CREATE: self._create, Opcode.WRITE: self._write, Opcode.FLUSH: self._flush}
         self._operations |= {Opcode.FSYNCDIR: lambda request, may_wait: b""}
 
     @property
@@ -251,9 +250,11 @@ class WritingAdapter(ReadOnlyAdapter):
 
     # Names
 
-    def _create(self, request: Request) -> Reply:
-        body, attempt = body_of(request, parse_create), self._attempt(request)
-        node = self._names.create(request.node_id, _checked(body.name), body.flags, attempt)
+    def _create(self, request: Request, may_wait: bool) -> Reply:
+        body = body_of(request, parse_create)
+        # Sent again it opens what it finds, as anybody's would: only O_EXCL has to know whose that is.
+        attempt = self._attempt(request) if body.flags & os.O_EXCL else ONCE
+        node = self._names.create(request.node_id, _checked(body.name), body.flags, attempt, may_wait=may_wait)
         self._files.arrived(node, request.pid)
         return self._entered(attempt, node) + self._opened(node, body.flags, request)
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from amlmount.stores.base import WritableStore
+from amlmount.stores.base import writable
 from amlmount.vfs.base import Node, WouldBlock
 from amlmount.vfs.writing.live import LiveTree
 from amlmount.vfs.writing.livefile import NOT_DIRECT, LiveFile
@@ -45,7 +45,7 @@ class DirectTree(LiveTree):
     def _knows_our_own(self, file: LiveFile) -> bool:
         """Say whether an upload whose end nobody heard of is known as ours by more than content, which changes while
         no process is there."""
-        return isinstance(file.source.store, WritableStore) and file.source.store.keeps_metadata
+        return writable(file.source.store).keeps_metadata
 
     def begin_direct(self, node: Node, flags: int, epoch: int | None) -> bool:
         """Expect the kernel to write into a data file: that of an epoch, or (None) the one it has already. False if

@@ -13,7 +13,7 @@ from typing import Any
 
 from amlmount.config.spec import Policy
 from amlmount.errors import AccessDeniedError, AmlmountError, UsageError
-from amlmount.stores.base import ObjectInfo, WritableStore
+from amlmount.stores.base import ObjectInfo, writable
 from amlmount.vfs.base import Node, NodeKind, WouldBlock
 from amlmount.vfs.errno import as_os_error
 from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
@@ -24,7 +24,7 @@ from amlmount.vfs.writing.livefile import LiveFile
 from amlmount.vfs.writing.outcomes import UploadNews
 from amlmount.vfs.writing.refusals import Refusals
 from amlmount.vfs.writing.sending import Sender, own_mark
-from amlmount.vfs.writing.standing import WritingStats, look_at
+from amlmount.vfs.writing.standing import Backlog, WritingStats, look_at
 from amlmount.vfs.writing.uploads import MAPPED_S, Uploads
 
 # A new file is promised and then often renamed (`write tmp; fsync; rename`): until then it is not sent.
@@ -54,6 +54,7 @@ class WritableFileSystem(LeavingNames):
         self.uploads.timings, self.news = self.tally.uploads, UploadNews()
         self._parts = SendingAhead() if options.durability == "store" else None
         self.refusals = Refusals(self.uploads, self._sources)
+        self._backlog = Backlog(self.ledger.files, options.max_pending_bytes)
 
     # Opening and closing
 
@@ -112,9 +113,33 @@ class WritableFileSystem(LeavingNames):
         if not isinstance(file, LiveFile) and (file := self.discount_reader(node)) is None:
             self.released(node)
             return
-        if not may_wait and (file.is_unlinked or file.state.is_direct or (file.opens == 1 and file.is_dirty)):
+        if may_wait:
+            file.wait_for_unlink()
+            self._close_live(node, file)
+            return
+        if file.is_unlinked or not file.lock.acquire(blocking=False):
             raise WouldBlock
-        file.wait_for_unlink()
+        try:
+            if not self._closes_at_once(file):
+                raise WouldBlock
+            self._close_live(node, file)
+        finally:
+            file.lock.release()
+
+    def _closes_at_once(self, file: LiveFile) -> bool:
+        """Say whether nothing has to be synced or removed when a handle is closed: the flush before it has seen to all.
+
+        Needs the file's lock.
+        """
+        state = file.state
+        if state.mapped:
+            return False
+        file.notice()
+        if file.is_dirty:
+            return file.opens > 1 or state.promised == state.change
+        return not state.is_direct
+
+    def _close_live(self, node: Node, file: LiveFile) -> None:
         if file.state.is_direct:
             self.end_direct(file)
         if node is not file:
@@ -263,8 +288,7 @@ class WritableFileSystem(LeavingNames):
         with file.sending:
             if file.is_unlinked:
                 return
-            state, store = file.state, file.source.store
-            assert isinstance(store, WritableStore)
+            state, store = file.state, writable(file.source.store)
             info, before_ns = ObjectInfo(state.name, state.base_size, state.etag, mtime_ns), file.set_time(mtime_ns)
             self.ledger.begun(file, state.change + 1)  # a successor must know a new etag to be ours
             try:
@@ -292,7 +316,7 @@ class WritableFileSystem(LeavingNames):
         file.notice_now()
         if not file.is_dirty:
             return
-        if self.options.durability == "journal" and self._pending_bytes() <= self.options.max_pending_bytes:
+        if self.options.durability == "journal" and self._backlog.takes(file.state.dirty.size_bytes):
             self.uploads.promise(file)
             self.uploads.enqueue(file, 0.0 if file.state.etag else RENAMED_WITHIN_S)
             if isinstance(file.trouble, AccessDeniedError | UsageError):  # waiting alone will not help
@@ -326,9 +350,6 @@ class WritableFileSystem(LeavingNames):
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
-
-    def _pending_bytes(self) -> int:
-        return sum(file.state.dirty.size_bytes for file in list(self.ledger.files.values()) if file.is_pending)
 
     def _on_committed(self, file: LiveFile) -> None:
         """From here on a listing shows it, but not one that was begun before."""

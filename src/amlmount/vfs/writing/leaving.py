@@ -18,8 +18,8 @@ from amlmount.vfs.nodes import FileNode
 from amlmount.vfs.writing.livefile import LiveFile
 from amlmount.vfs.writing.reading import LiveReading
 
-EXPECTED_S = 0.1  # within which the kernel comes again
-LONGEST_TURN_S = 1.0
+EXPECTED_S = 0.5  # within which the kernel comes again
+LONGEST_TURN_S = 2.0
 _Name = tuple[int, bytes]
 
 

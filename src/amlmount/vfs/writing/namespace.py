@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from amlmount.errors import AmlmountError, BlobNotFoundError, BusyError, PreconditionFailedError, UsageError
 from amlmount.stores.base import HasDirectories, ObjectInfo, WritableStore
-from amlmount.vfs.base import Node, NodeKind
+from amlmount.vfs.base import Node, NodeKind, WouldBlock
 from amlmount.vfs.errno import as_os_error
 from amlmount.vfs.listing import is_folder_marker
 from amlmount.vfs.names import HiddenReason, decode_segment, encode_segment
@@ -33,10 +33,14 @@ class Namespace:
     def __init__(self, files: WritableFileSystem) -> None:
         self.files = files
 
-    def create(self, parent_id: int, name: bytes, flags: int, attempt: Attempt = ONCE) -> Node:
+    def create(
+        self, parent_id: int, name: bytes, flags: int, attempt: Attempt = ONCE, *, may_wait: bool = True
+    ) -> Node:
         """Return a file opened as `flags` say, made if it is not there. Raises EEXIST (O_EXCL), EISDIR, EACCES..."""
         files, directory = self.files, self.directory(parent_id)
-        present = self.child(directory, name)
+        present = self.child(directory, name, may_wait=may_wait)
+        if not may_wait and (present is not None or flags & os.O_EXCL or files.uploads.refused is not None):
+            raise WouldBlock
         if present is not None:
             if flags & os.O_EXCL and not (attempt.was_begun and not present.size_bytes):
                 raise FileExistsError(errno.EEXIST, "file exists")
@@ -270,10 +274,10 @@ class Namespace:
             raise OSError(errno.EPERM, "the directory of sources is not itself in a store")
         return node
 
-    def child(self, directory: DirectoryNode, name: bytes) -> Node | None:
+    def child(self, directory: DirectoryNode, name: bytes, *, may_wait: bool = True) -> Node | None:
         """Return what has a name, None if nothing has."""
         try:
-            return self.files.lookup(directory.node_id, name)
+            return self.files.lookup(directory.node_id, name, may_wait=may_wait)
         except FileNotFoundError:
             return None
 

@@ -17,6 +17,7 @@ _MARK = b"\xa5REC"
 _RECORD = struct.Struct("<4sIIQI")  # mark, length of fields, length of data, number, checksum of all the rest
 RECORD_HEADER_BYTES = _RECORD.size
 MAX_FIELDS_BYTES = 64 << 20
+_as_json = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one each time
 
 
 class JournalFormatError(Exception):
@@ -54,7 +55,7 @@ def encode_header(salt: int) -> bytes:
 
 def encode(record: Record, number: int, salt: int) -> bytes:
     """Return the bytes of a record; numbers grow by one."""
-    fields = json.dumps([record.kind, record.fields], separators=(",", ":")).encode()
+    fields = _as_json([record.kind, record.fields]).encode()
     head = _RECORD.pack(_MARK, len(fields), len(record.data), number, 0)
     checksum = zlib.crc32(record.data, zlib.crc32(fields, zlib.crc32(head, salt)))
     return _RECORD.pack(_MARK, len(fields), len(record.data), number, checksum) + fields + record.data

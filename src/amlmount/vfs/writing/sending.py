@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from amlmount.errors import AmlmountError, BlobNotFoundError, PreconditionFailedError
-from amlmount.stores.base import ObjectInfo, Ranges, WritableStore
+from amlmount.stores.base import ObjectInfo, ObjectStore, Ranges, WritableStore, writable
 from amlmount.stores.metadata import MTIME, format_mtime
 from amlmount.vfs.writing.ahead import is_worth_asking_again, take
 from amlmount.vfs.writing.disk import read_exactly
@@ -162,8 +162,7 @@ class Sender:
         return True
 
     def _upload(self, snapshot: Snapshot) -> ObjectInfo:
-        store = snapshot.store
-        assert isinstance(store, WritableStore)
+        store = writable(snapshot.store)
         conditions: Any = {"if_match": snapshot.etag or None, "if_none_match": not snapshot.etag}
         conditions["metadata"] = _metadata(store, snapshot)
         ahead, snapshot.ahead = snapshot.ahead, None
@@ -242,8 +241,7 @@ def keep_beside(ledger: Ledger, snapshot: Snapshot, file: LiveFile) -> str:
     """
     moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     name = f"{snapshot.name}.conflict-{moment}-{file.state.id:x}"
-    store = snapshot.store
-    assert isinstance(store, WritableStore)
+    store = writable(snapshot.store)
     try:
         store.upload(name, snapshot, if_none_match=True, metadata=_metadata(store, snapshot))
     except (PreconditionFailedError, BlobNotFoundError):
@@ -266,8 +264,7 @@ def _metadata(store: WritableStore, snapshot: Snapshot) -> Mapping[str, str]:
     return {key: value for key, value in snapshot.metadata.items() if store.keeps_metadata or key == MTIME} | own
 
 
-def _head(store: object, name: str) -> ObjectInfo | None:
-    assert isinstance(store, WritableStore)
+def _head(store: ObjectStore, name: str) -> ObjectInfo | None:
     try:
         return store.head(name)
     except BlobNotFoundError:

@@ -3,8 +3,9 @@
 Looked at without locks: each number is true of some moment during the look.
 """
 
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from amlmount.vfs.writing.disk import Disk
@@ -37,3 +38,22 @@ def look_at(files: Iterable[LiveFile], disk: Disk, refused: str = "") -> Writing
     return WritingStats(
         len(dirty), dirty_bytes, max(now - oldest, 0.0), troubles[0] if troubles else "", list_kept(disk), refused
     )
+
+
+class Backlog:
+    """Whether more may be promised than the store has by now, without adding up all that was at every close."""
+
+    def __init__(self, files: Mapping[int, LiveFile], max_bytes: int) -> None:
+        """`files` are all live ones, as they are whenever this is asked."""
+        self._files, self._max_bytes = files, max_bytes
+        self._at_most = math.inf  # not less than there is, but for a file that was added at the same moment as another
+
+    def takes(self, size_bytes: int) -> bool:
+        """Say whether so much more may be promised: not if more than the limit is waiting to be sent already."""
+        if self._at_most > self._max_bytes:
+            pending = [file for file in list(self._files.values()) if file.is_pending]
+            self._at_most = sum(file.state.dirty.size_bytes for file in pending)
+        if self._at_most > self._max_bytes:
+            return False
+        self._at_most += size_bytes
+        return True

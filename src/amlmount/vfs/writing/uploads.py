@@ -114,7 +114,8 @@ class Uploads:
                 thread = threading.Thread(target=self._work, name="upload", daemon=True)
                 self._threads.append(thread)
                 thread.start()
-            self._wanted.notify()
+            if self._queue[0][2] is file:  # else one thread waits for what is due before it, and calls the next then
+                self._wanted.notify()
 
     def hurry(self) -> None:
         """Try everything that waits for its next attempt now."""
@@ -169,7 +170,10 @@ class Uploads:
             while not self._is_closed:
                 wait_s = self._queue[0][0] - time.monotonic() if self._queue else None
                 if wait_s is not None and wait_s <= 0:
-                    return self._take()
+                    file = self._take()
+                    if self._queue:
+                        self._wanted.notify()
+                    return file
                 self._wanted.wait(wait_s)
             return None
 
