@@ -70,7 +70,7 @@ class Group:
 CLOSED, LINKED, WRITTEN = "1 GiB, written and closed", "1 GiB, written and closed, 400 MB/s", "1 GiB, written"
 SMALL, EDIT = "1,000 files of 10 KiB", "1 MiB changed in 1 GiB"
 GROUPS = (
-    Group("large", (("large", CLOSED), ("edit", EDIT)), (OURS, *OTHERS, DISK), client="upload-large"),
+    Group("large", (("large", CLOSED), ("edit", EDIT)), (OURS, JOURNAL, *OTHERS, DISK), client="upload-large"),
     Group("link", (("large", LINKED),), (OURS, *OTHERS), LINK, "upload-large"),
     Group("small", (("small", SMALL),), (OURS, JOURNAL, *OTHERS, DISK)),
 )
@@ -103,7 +103,11 @@ CRITERIA = (
     Criterion("1 MiB changed in 1 GiB, against blobfuse2 file_cache", EDIT, (FILE_CACHE,), 5),
     Criterion("1 MiB changed in 1 GiB, against blobfuse2 block_cache", EDIT, (BLOCK_CACHE,)),
 )
-IN_JOURNAL = Criterion("1,000 files of 10 KiB, `durability: journal`, against the disk with fsync", SMALL, (DISK,), 0.5)
+IN_JOURNAL = (
+    Criterion("1,000 files of 10 KiB, `durability: journal`, against the disk with fsync", SMALL, (DISK,), 0.5),
+    Criterion("1 GiB, `durability: journal`, written and closed, against the disk with fsync", CLOSED, (DISK,)),
+    Criterion("1 GiB, `durability: journal`, written, not closed, against the disk", WRITTEN, (DISK,), 0.8),
+)
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,9 @@ def describe(run: Run) -> str:
 def run_group(run: Run, group: Group) -> Iterator[Sample]:
     """Do a group with every peer in turn, trial by trial; whoever was first is last in the next trial."""
     peers = [peer for peer in run.peers if peer.name in group.peers]
+    if group.client:  # not counted: memory that a virtual machine has not had yet costs whoever is first 2 s a GiB
+        with running_stub(run.stub, (), ()) as store:
+            sample_client(run, group, store, 0)
     for trial in range(run.trials):
         turn = trial % len(peers)
         for peer in peers[turn:] + peers[:turn]:
@@ -240,7 +247,8 @@ def sample_client(run: Run, group: Group, store: Stub, trial: int) -> Sample:
 def lines(samples: Sequence[Sample]) -> Iterator[Line]:
     """Return a line for every criterion that was measured."""
     of_journal = [replace(s, peer=OURS) if s.peer == JOURNAL else s for s in samples if s.peer != OURS]
-    for line in [*(judge(criterion, samples) for criterion in CRITERIA), judge(IN_JOURNAL, of_journal)]:
+    found = [judge(criterion, samples) for criterion in CRITERIA]
+    for line in [*found, *(judge(criterion, of_journal) for criterion in IN_JOURNAL)]:
         if line is not None:
             yield line
 

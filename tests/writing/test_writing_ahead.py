@@ -1,10 +1,13 @@
 """Parts that are sent while a file is being written: what arrives is what was written, whatever was touched since."""
 
 import errno
+import math
 import os
 import random
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -15,7 +18,9 @@ from amlmount.stores.azure import store as azure_store
 from amlmount.stores.azure.blocks import plan_blocks
 from amlmount.stores.azure.store import AzureStore
 from amlmount.vfs.writing import ahead
+from amlmount.vfs.writing.ahead import AT_FULL_SPEED, FULL_SPEED
 from amlmount.vfs.writing.livefile import LiveFile
+from amlmount.vfs.writing.parts import MAX_WAITING, Ahead
 from fakeblob import Asked, FakeBlobService
 from mounting import until
 from writing.ground import Handle, Tree, open_tree
@@ -225,3 +230,56 @@ def test_only_what_is_new_is_looked_at(store: AzureStore, tree: Tree) -> None:
         time.sleep(3 * ahead.LOOK_S)
         assert handle.node.ahead is None  # type: ignore[attr-defined]
     assert store.get("a") == bytes(9 * PART) + b"x" * PART
+
+
+def test_whoever_writes_at_full_speed_is_left_alone(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few parts at once while a file grows fast, more of them as soon as that is over."""
+    asked: list[tuple[float, int]] = []
+    grows, sends = Ahead.grows_by, Ahead.send_up_to
+    rates = iter([FULL_SPEED, FULL_SPEED - 1.0])
+
+    def grows_by(self: Ahead, end: int, now_s: float) -> float:
+        assert grows(self, end, now_s) >= 0
+        return next(rates, 0.0)
+
+    def send_up_to(self: Ahead, end: int, fd: int, pool: ThreadPoolExecutor, at_once: int = MAX_WAITING) -> None:
+        asked.append((end, at_once))
+        sends(self, end, fd, pool, at_once)
+
+    monkeypatch.setattr(Ahead, "grows_by", grows_by)
+    monkeypatch.setattr(Ahead, "send_up_to", send_up_to)
+    with written_directly(tree, "a") as (handle, fd):
+        os.pwrite(fd, bytes(30 * PART), 0)
+        until(lambda: len(asked) >= 2)
+        assert handle.node.ahead.next_number >= AT_FULL_SPEED  # type: ignore[attr-defined]
+    assert [at_once for _, at_once in asked[:2]] == [AT_FULL_SPEED, MAX_WAITING]
+
+
+def test_no_more_parts_than_may_be_under_way(tmp_path: Path) -> None:
+    goes_on, begun = threading.Event(), Held()
+    begun.wait = goes_on.wait
+    (tmp_path / "data").write_bytes(bytes(30 * PART))
+    fd = os.open(tmp_path / "data", os.O_RDONLY)
+    parts = Ahead(begun, "a")  # type: ignore[arg-type]
+    assert parts.grows_by(PART, 1.0) == math.inf and parts.grows_by(3 * PART, 3.0) == PART
+    with ThreadPoolExecutor(8) as pool:
+        parts.send_up_to(30 * PART, fd, pool, 4)
+        parts.send_up_to(30 * PART, fd, pool, 4)
+        assert list(parts.sending) == [0, 1, 2, 3]
+        goes_on.set()
+        until(lambda: all(job.done() for job in parts.sending.values()))
+        parts.send_up_to(30 * PART, fd, pool, 4)
+        assert len(parts.sending) == 8
+    os.close(fd)
+
+
+class Held:
+    """A store that takes parts when it is told to."""
+
+    part_bytes = PART
+
+    def __init__(self) -> None:
+        self.wait: Callable[[], object] = lambda: None
+
+    def send(self, number: int, data: bytes) -> None:
+        self.wait()

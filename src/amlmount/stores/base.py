@@ -106,6 +106,16 @@ class Content(Protocol):
         ...
 
 
+@runtime_checkable
+class IsLocal(Protocol):
+    """A content that says whether it is quick to read in small pieces."""
+
+    @property
+    def is_local(self) -> bool:
+        """True when every `read` is answered at local-disk speed."""
+        ...
+
+
 Ranges = Sequence[tuple[int, int]]  # sorted, disjoint, each from start to end (exclusive), in bytes
 
 
@@ -167,6 +177,10 @@ class BegunUpload(Protocol):
 
     def send(self, number: int, data: bytes | memoryview) -> None:
         """Send a part, or send it anew; from several threads at once, one of them for a part. Raises AmlmountError."""
+        ...
+
+    def send_from(self, number: int, content: Content) -> None:
+        """Send a part, or send it anew, as `content` has it. Raises what `send` and `content` raise."""
         ...
 
     def commit(

@@ -23,6 +23,7 @@ from amlmount.stores.azure.timing import Deadline
 from amlmount.stores.azure.transport import Request, Response
 from amlmount.stores.azure.upload import PARALLEL_BLOCKS, conditions, metadata_headers
 from amlmount.stores.base import NO_METADATA, Content, ObjectInfo, Ranges
+from amlmount.stores.pieces import Body, body_of
 
 _MIN_ID_BYTES = 16  # shorter ids leave no room for ours to be ours alone
 _OWN_ID_BYTES = 24
@@ -95,7 +96,7 @@ class StagedUpload:
         return ids
 
     def _put_block(self, block_id: str, part: Part) -> None:
-        body = self._content.read(part.start, part.size_bytes)
+        body = body_of(self._content, part.start, part.size_bytes)
         request = Request("PUT", self._path, {"comp": "block", "blockid": block_id}, body=body)
         self._client.call(request, self._attempted, lambda reply: reply.read())
 
@@ -126,7 +127,7 @@ class PartsFirst:
 
     def __init__(self, client: RestClient, name: str) -> None:
         self._client, self._name = client, name
-        self._tag = os.urandom(8).hex()  # no block of anybody's commit, nor of our own, has it
+        self._ids: dict[int, str] = {}  # each is new: one that was given up may land after the one in its place
 
     @property
     def part_bytes(self) -> int:
@@ -135,9 +136,19 @@ class PartsFirst:
 
     def send(self, number: int, data: bytes | memoryview) -> None:
         """Put one block."""
-        query = {"comp": "block", "blockid": block_id(self._tag, number)}
-        request = Request("PUT", self._client.location.blob_path(self._name), query, body=data)
+        self._put(number, data)
+
+    def send_from(self, number: int, content: Content) -> None:
+        """Put one block, read as it is sent if that can be."""
+        self._put(number, body_of(content, number * BLOCK_BYTES, BLOCK_BYTES))
+
+    def _put(self, number: int, body: Body) -> None:
+        own = block_id(os.urandom(8).hex(), number)
+        request = Request(
+            "PUT", self._client.location.blob_path(self._name), {"comp": "block", "blockid": own}, body=body
+        )
         self._client.call(request, self._client.attempted("write", self._name), lambda reply: reply.read())
+        self._ids[number] = own
 
     def commit(
         self,
@@ -150,7 +161,7 @@ class PartsFirst:
     ) -> ObjectInfo:
         """Put the blocks that are missing, and the block list."""
         whole = content.size_bytes // BLOCK_BYTES if content.size_bytes <= BLOCK_BYTES * MAX_BLOCKS else 0
-        there = {number: block_id(self._tag, number) for number in sent if number < whole}
+        there = {number: self._ids[number] for number in sent if number < whole}
         return StagedUpload(self._client, self._name, content, there).run((), if_match, if_none_match, metadata)
 
 

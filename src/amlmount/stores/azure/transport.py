@@ -23,8 +23,8 @@ from urllib.request import getproxies_environment, proxy_bypass_environment  # t
 from amlmount.errors import ConfigError
 from amlmount.metrics import UPLOADS
 from amlmount.stores.azure.timing import Deadline, Timing
+from amlmount.stores.pieces import Body, Pieces
 
-Body = bytes | memoryview
 CHUNK_BYTES = 256 * 1024
 # Azure closes a silent connection after some minutes; firewalls on the way sooner.
 _MAX_IDLE_S = 45.0
@@ -78,7 +78,7 @@ class _TimedSocket:
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(_TimedReader(self._sock, self.deadline, self._silence_s), CHUNK_BYTES)
 
-    def sendall(self, data: Body) -> None:
+    def sendall(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         while view:
             self._sock.settimeout(self.deadline.bound(self._silence_s))
@@ -87,9 +87,7 @@ class _TimedSocket:
 
     def send_body(self, body: Body) -> None:
         """Send the body of a request and count it as it leaves."""
-        view = memoryview(body)
-        for start in range(0, len(view), CHUNK_BYTES):
-            piece = view[start : start + CHUNK_BYTES]
+        for piece in body if isinstance(body, Pieces) else _cut(body):
             self.sendall(piece)
             self.body_bytes += len(piece)
             UPLOADS.add(len(piece))
@@ -102,6 +100,12 @@ class _TimedSocket:
 
     def close(self) -> None:
         self._sock.close()
+
+
+def _cut(body: bytes | memoryview) -> Iterator[memoryview]:
+    view = memoryview(body)
+    for start in range(0, len(view), CHUNK_BYTES):
+        yield view[start : start + CHUNK_BYTES]
 
 
 class Response:

@@ -6,17 +6,20 @@ it not sent. Nobody sees anything of it before the file is committed, and a cras
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from amlmount.errors import AccessDeniedError, AmlmountError, NetworkError, PreconditionFailedError
 from amlmount.stores.base import TakesParts
 from amlmount.vfs.writing.livefile import LiveFile
-from amlmount.vfs.writing.parts import Ahead
+from amlmount.vfs.writing.parts import MAX_WAITING, Ahead
 
 THREADS = 3  # each hands our lock of the interpreter back and forth; the requests of the kernel need it, too
 HAS_MEANING = (PreconditionFailedError, AccessDeniedError, NetworkError)  # for whoever sends the file
 LOOK_S = 0.03  # how often it is looked how far the kernel has got with what it writes by itself
 NICE = 10
+FULL_SPEED = 1 << 30  # bytes a second: whoever writes so fast is slowed down by what is sent meanwhile,
+AT_FULL_SPEED = 3  # parts at once; and done so soon that more hardly shorten the close
 FIRST_PARTS = 2  # of a file that is closed before that all parts are sent at once
 
 
@@ -78,7 +81,8 @@ class SendingAhead:
             if end <= begun.part_bytes * FIRST_PARTS:
                 return
             ahead = file.ahead = self._watched[file] = Ahead(begun, file.state.name, is_heard=False)
-        ahead.send_up_to(end, file.fd(), self._pool)
+        at_once = AT_FULL_SPEED if ahead.grows_by(end, time.monotonic()) >= FULL_SPEED else MAX_WAITING
+        ahead.send_up_to(end, file.fd(), self._pool, at_once)
 
     def close(self) -> None:
         """Begin nothing more."""

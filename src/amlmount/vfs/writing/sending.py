@@ -62,6 +62,11 @@ class Snapshot:
         """What the version that was opened has at the same place."""
         return list(self.dirty.gaps(0, self.size_bytes)) if self.etag else []
 
+    @property
+    def is_local(self) -> bool:
+        """See stores.base.IsLocal."""
+        return self.whole
+
     def read(self, start: int, length: int) -> bytes:
         """See stores.base.Content."""
         if self.whole:
