@@ -52,6 +52,7 @@ def tree(store: Store, tmp_path: Path) -> Iterator[Tree]:
 def written_by_the_kernel(tree: Tree, name: str, data: bytes) -> LiveFile:
     """Make a file of which we hear nothing but its closing."""
     file = tree.names.create(ROOT_NODE_ID, name.encode(), WRONLY, may_wait=False)
+    assert isinstance(file, LiveFile)
     fd, epoch = tree.files.empty_file(file, WRONLY) or (-1, -1)
     assert tree.files.begin_direct(file, WRONLY, epoch)
     os.write(fd, data)

@@ -160,7 +160,7 @@ class WritingAdapter(ReadOnlyAdapter):
         flags = cast(OpenIn, request.body).flags
         if not may_wait and self._inodes.is_backed(request.node_id):
             raise WouldBlock
-        node = self._files.open_file(request.node_id, flags, may_wait=may_wait)
+        node = self._files.open_file(request.node_id, flags, who=request.pid, may_wait=may_wait)
         return self._opened(node, flags, request)
 
     def _opened(self, node: Node, flags: int, request: Request) -> bytes:
@@ -255,6 +255,7 @@ class WritingAdapter(ReadOnlyAdapter):
         # Sent again it opens what it finds, as anybody's would: only O_EXCL has to know whose that is.
         attempt = self._attempt(request) if body.flags & os.O_EXCL else ONCE
         node = self._names.create(request.node_id, _checked(body.name), body.flags, attempt, may_wait=may_wait)
+        self._files.arrived(node, request.pid)
         return self._entered(attempt, node) + self._opened(node, body.flags, request)
 
     def _mknod(self, request: Request) -> Reply:

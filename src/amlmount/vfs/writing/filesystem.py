@@ -18,10 +18,10 @@ from amlmount.vfs.base import Node, NodeKind, WouldBlock
 from amlmount.vfs.errno import as_os_error
 from amlmount.vfs.nodes import DirectoryNode, FileNode, Source
 from amlmount.vfs.writing.ahead import SendingAhead, cut
+from amlmount.vfs.writing.leaving import LeavingNames
 from amlmount.vfs.writing.live import WritingOptions
 from amlmount.vfs.writing.livefile import LiveFile
 from amlmount.vfs.writing.outcomes import UploadNews
-from amlmount.vfs.writing.reading import LiveReading
 from amlmount.vfs.writing.refusals import Refusals
 from amlmount.vfs.writing.sending import Sender, own_mark
 from amlmount.vfs.writing.standing import Backlog, WritingStats, look_at
@@ -31,7 +31,7 @@ from amlmount.vfs.writing.uploads import MAPPED_S, Uploads
 RENAMED_WITHIN_S = 1.0
 
 
-class WritableFileSystem(LiveReading):
+class WritableFileSystem(LeavingNames):
     """A file system, and everything that changes it. What each operation promises is in docs/semantics.md."""
 
     def __init__(
@@ -58,49 +58,43 @@ class WritableFileSystem(LiveReading):
 
     # Opening and closing
 
-    def open_file(self, node_id: int, flags: int, *, may_wait: bool = True) -> Node:
-        """Count a handle of a file; with O_TRUNC cut it to nothing. Raises OSError."""
+    def open_file(self, node_id: int, flags: int, *, who: int = 0, may_wait: bool = True) -> Node:
+        """Count a handle of a file for a program (`who`: its number); with O_TRUNC cut it to nothing. Raises OSError:
+        ESTALE asks for another walk along the path."""
         node = self.node(node_id)
         if node.kind is not NodeKind.FILE:
             raise OSError(errno.EISDIR if node.kind is NodeKind.DIRECTORY else errno.ELOOP, "not a file")
+        assert isinstance(node, FileNode)
         if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
-            return self._open_for_reading(node)
+            with self.coming(node, who, may_wait):
+                return self._open_for_reading(node, may_wait)
         if not may_wait:
             raise WouldBlock
-        assert isinstance(node, FileNode)
         self.refusals.refuse(node.source)
-        file = self.enliven(node, is_emptied=bool(flags & os.O_TRUNC))
-        is_cut = bool(flags & os.O_TRUNC)
-        with self._changing(file, 0 if is_cut else None):
-            self._keep_name(file)
-            with self._lock:
-                file.opens += 1
+        with self.coming(node, who, may_wait):
+            return self._open_for_writing(node_id, is_cut=bool(flags & os.O_TRUNC))
+
+    def _open_for_writing(self, node_id: int, *, is_cut: bool) -> LiveFile:
+        file = self.alive(node_id, is_emptied=is_cut)
+        self.count_writer(file)
+        if is_cut:
             try:
-                if is_cut:
+                with self._changing(file, 0):
                     self._resize(file, 0)
             except BaseException:
-                with self._lock:
-                    file.opens -= 1
+                self._discount(file)
                 raise
         return file
 
-    def _keep_name(self, file: LiveFile) -> None:
-        """See that no listing takes the name away from a file that is about to change; ESTALE if one has by now."""
-        with self._lock:
-            if file.is_unlinked:
-                return
-            if not self._tree.is_current(file):
-                raise OSError(errno.ESTALE, "another inode has its name by now")
-            self.own.note(self._parent(file), file.name, file, self._clock())
-
-    def _open_for_reading(self, node: Node) -> Node:
-        with self._lock:
-            if isinstance(node, LiveFile):
-                node.opens += 1
-            else:
-                self._readers[node.node_id] += 1
-        self.opened(node)
-        return node
+    def _open_for_reading(self, node: Node, may_wait: bool) -> Node:
+        present = self.count_reader(node, may_wait)
+        try:
+            self.opened(present)
+        except BaseException:
+            if (file := self.discount_reader(present)) is not None:
+                self._discount(file)
+            raise
+        return present
 
     def begin_direct(self, node: Node, flags: int, epoch: int | None) -> bool:
         """See DirectTree.begin_direct; what may be mapped is looked at again and again."""
@@ -116,10 +110,7 @@ class WritableFileSystem(LiveReading):
     def close_file(self, node: Node, *, may_wait: bool = True) -> None:
         """Take a handle back; what is then still dirty (written through a mapping) goes to the store by itself."""
         file = self._tree.nodes.get(node.node_id)
-        if not isinstance(file, LiveFile):
-            self._readers[node.node_id] -= 1
-            if self._readers[node.node_id] <= 0:
-                del self._readers[node.node_id]
+        if not isinstance(file, LiveFile) and (file := self.discount_reader(node)) is None:
             self.released(node)
             return
         if may_wait:
@@ -151,11 +142,14 @@ class WritableFileSystem(LiveReading):
     def _close_live(self, node: Node, file: LiveFile) -> None:
         if file.state.is_direct:
             self.end_direct(file)
+        if node is not file:
+            self.released(node)
+        self._discount(file)
+
+    def _discount(self, file: LiveFile) -> None:
         with self._lock:
             file.opens = max(file.opens - 1, 0)
             is_last = not file.opens
-        if node is not file:
-            self.released(node)
         if is_last:
             self._settle(file)
 
@@ -219,12 +213,12 @@ class WritableFileSystem(LiveReading):
         node = self.node(node_id)
         if not isinstance(node, FileNode):
             raise OSError(errno.EISDIR, "is a directory")
-        file = self.enliven(node, is_emptied=not size_bytes)
+        file = self.alive(node_id, is_emptied=not size_bytes)
         if size_bytes:
             self.fetch_if_small(file, may_wait=True)
         with self._changing(file, size_bytes):
             if not file.opens:
-                self._keep_name(file)
+                self.keep_name(file)
             self._resize(file, size_bytes)
         if by_name or not file.opens:
             self.flush(node_id)
@@ -278,7 +272,7 @@ class WritableFileSystem(LiveReading):
         node = self.node(node_id)
         if not isinstance(node, FileNode):
             return
-        file = self.enliven(node, is_emptied=False)
+        file = self.alive(node_id, is_emptied=False)
         if file.is_unlinked:
             return
         with file.lock:
@@ -292,6 +286,8 @@ class WritableFileSystem(LiveReading):
 
     def _describe(self, file: LiveFile, mtime_ns: int) -> None:
         with file.sending:
+            if file.is_unlinked:
+                return
             state, store = file.state, writable(file.source.store)
             info, before_ns = ObjectInfo(state.name, state.base_size, state.etag, mtime_ns), file.set_time(mtime_ns)
             self.ledger.begun(file, state.change + 1)  # a successor must know a new etag to be ours

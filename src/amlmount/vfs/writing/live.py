@@ -375,11 +375,6 @@ class LiveTree(BlobFileSystem):
         state.update(name)
         return self._numbers.number(state)
 
-    def is_open(self, node: Node) -> bool:
-        """Say whether somebody has an inode open."""
-        with self._lock:
-            return self._readers[node.node_id] > 0 or (isinstance(node, LiveFile) and node.opens > 0)
-
     @property
     def tree_lock(self) -> Any:
         """The lock that guards inodes and names."""

@@ -35,8 +35,8 @@ class Namespace:
 
     def create(
         self, parent_id: int, name: bytes, flags: int, attempt: Attempt = ONCE, *, may_wait: bool = True
-    ) -> LiveFile:
-        """Return a file opened for writing, made if it is not there. Raises EEXIST (O_EXCL), EISDIR, EACCES..."""
+    ) -> Node:
+        """Return a file opened as `flags` say, made if it is not there. Raises EEXIST (O_EXCL), EISDIR, EACCES..."""
         files, directory = self.files, self.directory(parent_id)
         present = self.child(directory, name, may_wait=may_wait)
         if not may_wait and (present is not None or flags & os.O_EXCL or files.uploads.refused is not None):
@@ -44,9 +44,7 @@ class Namespace:
         if present is not None:
             if flags & os.O_EXCL and not (attempt.was_begun and not present.size_bytes):
                 raise FileExistsError(errno.EEXIST, "file exists")
-            opened = files.open_file(present.node_id, flags)
-            assert isinstance(opened, LiveFile)
-            return opened
+            return files.open_file(present.node_id, flags)
         source, blob_name = self.name_below(directory, name)
         files.refusals.refuse(source)
         attempt.begin()
@@ -113,31 +111,20 @@ class Namespace:
     def remove_file(self, directory: DirectoryNode, node: FileNode) -> None:
         """Delete the blob of a file, and forget what was to be sent. Raises OSError."""
         files = self.files
-        file = self.held_open(node)
-        if file is None:
-            self.delete_blob(node.source, node.blob_name)
-        else:
-            with file.sending:
+        with files.leaving(node) as file:
+            if file is None:
+                self.delete_blob(node.source, node.blob_name)
+            else:
                 file.is_unlinked = True
                 try:
                     self._delete_live(file)
                 except BaseException:
                     file.is_unlinked = False
                     raise
-        files.take_child(directory, node.name)
+            files.take_child(directory, node.name)
         if file is not None and not file.opens:
             with file.lock:
                 file.drop_data()
-
-    def held_open(self, node: FileNode) -> LiveFile | None:
-        """Return the live file of a node that is one, or that somebody has open: then all of it is fetched first."""
-        files = self.files
-        if not isinstance(node, LiveFile) and not files.is_open(node):
-            return None
-        file = files.enliven(node, is_emptied=False)
-        if file.opens:
-            files.fetch_all(file)
-        return file
 
     def _delete_live(self, file: LiveFile) -> None:
         state, ledger = file.state, self.files.ledger

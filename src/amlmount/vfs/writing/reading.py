@@ -23,7 +23,7 @@ class LiveReading(DirectTree):
         """See FileSystem.read; of a file that is being written, what was written last."""
         file = self.node(node_id)
         if not isinstance(file, LiveFile):
-            return super().read(node_id, offset, size_bytes, may_wait=may_wait)
+            return self._read_ordinary(file, offset, size_bytes, may_wait)
         if not file.lock.acquire(blocking=may_wait):
             raise WouldBlock
         try:
@@ -47,12 +47,21 @@ class LiveReading(DirectTree):
             return self.read(node_id, offset, size_bytes, may_wait=may_wait)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def _read_ordinary(self, node: Node, offset: int, size_bytes: int, may_wait: bool) -> bytes | memoryview:
+        try:
+            return super().read(node.node_id, offset, size_bytes, may_wait=may_wait)
+        except OSError as error:
+            if error.errno != errno.ESTALE or not isinstance(self._tree.nodes.get(node.node_id), LiveFile):
+                raise
+            return self.read(node.node_id, offset, size_bytes, may_wait=may_wait)  # it has become one meanwhile
+
     def _is_new_version(self, file: LiveFile, version: FileNode, may_wait: bool) -> bool:
-        """Say whether an upload of ours has replaced the version that was just asked for; one may be under way."""
+        """Say whether an upload of ours has replaced the version that was just asked for (one may be under way), or
+        all of it is here by now."""
         if not may_wait:
             raise WouldBlock
         with file.sending, file.lock:
-            return file.state.etag != version.etag
+            return file.state.whole or file.state.etag != version.etag
 
     def _version(self, file: LiveFile) -> FileNode:
         state = file.state
@@ -75,7 +84,12 @@ class LiveReading(DirectTree):
 
     def fetch_all(self, file: LiveFile) -> None:
         """Have all of a file here. Waits for an upload of it that is under way. Raises OSError."""
-        with file.sending, file.lock:
+        with file.sending:
+            self.fetch_rest(file)
+
+    def fetch_rest(self, file: LiveFile) -> None:
+        """Do what `fetch_all` does; needs `sending`."""
+        with file.lock:
             state, version = file.state, self._version(file)
             if state.whole:
                 return

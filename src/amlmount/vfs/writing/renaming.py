@@ -7,6 +7,7 @@ promises instead of sending. What is atomic and what is not is in docs/semantics
 import contextlib
 import errno
 import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -85,34 +86,38 @@ class Renaming:
             self._files.move_child(file, old, new, name)
             self._names.delete_blob(file.source, left)
             return
-        if isinstance(target, FileNode):
-            target = self._held_open(target, attempt) or target
         with file.sending:  # nothing of it is under way, and nothing will be until it has its name
             if self._is_only_here(file):
-                self._rename_here(file, old, new, name, blob_name, target)
+                with self._replaced(target, attempt) as live:
+                    self._rename_here(file, old, new, name, blob_name, live or target)
                 return
         if file.is_dirty:
             self._files.flush_to_store(file)
-        with contextlib.ExitStack() as held:
-            held.enter_context(file.sending)
-            if isinstance(target, LiveFile):
-                held.enter_context(target.sending)  # an upload of it that came after the copy would replace that
+        with file.sending, self._replaced(target, attempt) as live:
+            # an upload of what is replaced that came after the copy would replace that: `live.sending` is held, too
             info = self._copy(file, blob_name, may_replace)
-            if isinstance(target, LiveFile):
-                self._replace_live(target)
+            if live is not None:
+                self._replace_live(live)
             before = replace(file.state)
             deletion = self._named(file, old, new, name, blob_name, info)
             self._names.delete_blob(file.source, before.name)
             self._files.ledger.deleted(deletion)
 
-    def _held_open(self, target: FileNode, attempt: Attempt) -> LiveFile | None:
+    @contextlib.contextmanager
+    def _replaced(self, target: Node | None, attempt: Attempt) -> Iterator[LiveFile | None]:
         """Let whoever has a file open keep it; once a process that died has replaced it, that cannot be done."""
-        try:
-            return self._names.held_open(target)
-        except OSError as error:
-            if error.errno != errno.ESTALE or not attempt.was_begun:
-                raise
-            return None
+        with contextlib.ExitStack() as held:
+            live = None
+            if isinstance(target, FileNode):
+                try:
+                    live = held.enter_context(self._files.leaving(target))
+                except OSError as error:
+                    if error.errno != errno.ESTALE or not attempt.was_begun:
+                        raise
+                    if isinstance(target, LiveFile):
+                        held.enter_context(target.sending)
+                        live = target
+            yield live
 
     def _is_only_here(self, file: LiveFile) -> bool:
         return not file.state.etag and not file.was_sent
@@ -127,14 +132,13 @@ class Renaming:
         target: Node | None,
     ) -> None:
         """Give a file another name that the store has never heard of; what the new name leads to is replaced later."""
-        etag = target.etag if isinstance(target, FileNode) else ""
-        with contextlib.ExitStack() as held:
-            if isinstance(target, LiveFile):
-                held.enter_context(target.sending)  # what is under way of it decides what is there to be replaced
-                etag = target.state.etag
-            self._promise_as(file, blob_name, etag)
-            if isinstance(target, LiveFile):
-                self._replace_live(target)
+        if isinstance(target, LiveFile):
+            etag = target.state.etag
+        else:
+            etag = target.etag if isinstance(target, FileNode) else ""
+        self._promise_as(file, blob_name, etag)
+        if isinstance(target, LiveFile):
+            self._replace_live(target)
         self._files.move_child(file, old, new, name)
         self._files.uploads.enqueue(file)
 
