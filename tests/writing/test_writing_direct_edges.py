@@ -35,7 +35,7 @@ from writing.test_writing_direct import (  # noqa: F401
     spec_of,
 )
 from writing.test_writing_mount import Mount, mounted
-from writing.test_writing_semantics import DOWN, Trouble
+from writing.trouble import DOWN, Trouble
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 

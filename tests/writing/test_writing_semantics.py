@@ -1,4 +1,7 @@
-"""What docs/semantics.md says of writing, sentence by sentence; what needs a kernel is in test_writing_mount.py."""
+"""What docs/semantics.md says of writing, sentence by sentence: what lasts, and what files are.
+
+Names and conflicts have modules of their own; what needs a kernel is in test_writing_mount.py.
+"""
 
 import errno
 import os
@@ -9,50 +12,14 @@ from typing import Any
 
 import pytest
 
-from amlmount.config.spec import MountSpec, SourceSpec
-from amlmount.errors import AccessDeniedError, BusyError, NetworkError
+from amlmount.config.spec import SourceSpec
+from amlmount.errors import BusyError, NetworkError
 from amlmount.stores.azure.blocks import BLOCK_BYTES
-from amlmount.stores.base import ObjectInfo, ObjectStore
-from amlmount.stores.local import LocalStore
+from amlmount.stores.base import ObjectInfo
 from amlmount.stores.memory import MemoryStore
-from amlmount.vfs.base import NodeKind
 from amlmount.vfs.writing import open_writable, recover, refusals
-from amlmount.vfs.writing.attempts import Attempt
-from vfs_trees import FakeClock, memory, mount, source, tree
 from writing.ground import RDWR, Tree, content_of, open_tree, opened, spec_for
-
-
-class Trouble:
-    """A store that fails when told to: `MemoryStore(before=trouble)`."""
-
-    def __init__(self) -> None:
-        self.failing: dict[str, Exception] = {}
-        self.calls: list[str] = []
-
-    def __call__(self, operation: str, name: str) -> None:
-        self.calls.append(f"{operation} {name}")
-        if operation in self.failing:
-            raise self.failing[operation]
-
-
-DOWN = NetworkError("cannot reach the store")
-DENIED = AccessDeniedError("cannot write blob: refused")
-
-
-def wait_for(what: object, deadline_s: float = 10.0) -> None:
-    assert callable(what)
-    end = time.monotonic() + deadline_s
-    while not what():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.01)
-
-
-def error_of(act: object) -> int | None:
-    assert callable(act)
-    with pytest.raises(OSError) as caught:
-        act()
-    return caught.value.errno
-
+from writing.trouble import DENIED, DOWN, Trouble, conflicts, error_of, wait_for
 
 # What is acknowledged is not lost
 
@@ -220,80 +187,6 @@ def test_durable_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         handle.write(0, b"now")
         handle.close()
         assert content_of(store) == {"a": b"fine", "b": b"now"}
-
-
-# Writers elsewhere
-
-
-def conflicts(store: ObjectStore) -> dict[str, bytes]:
-    return {name: data for name, data in content_of(store).items() if ".conflict-" in name}
-
-
-@pytest.mark.parametrize("durability", ["store", "journal"])
-def test_conflict_kept_beside(tmp_path: Path, durability: str) -> None:
-    store = MemoryStore({"a": b"old"})
-    with opened(store, tmp_path, durability=durability) as tree:
-        handle = tree.open("a", RDWR)
-        handle.write(0, b"mine")
-        store.put("a", b"theirs")
-        if durability == "store":
-            assert error_of(handle.close) == errno.ESTALE
-        else:
-            handle.close()
-            wait_for(lambda: conflicts(store))
-        assert store.get("a") == b"theirs" and list(conflicts(store).values()) == [b"mine"]
-        wait_for(lambda: tree.files.writing_stats().dirty_files == 0)
-        tree.later()
-        assert tree.read("a") == b"theirs"
-
-
-def test_conflict_deleted(tmp_path: Path) -> None:
-    store = MemoryStore({"a": b"old"})
-    with opened(store, tmp_path) as tree:
-        with tree.open("a", RDWR) as handle:
-            handle.write(3, b"er")
-            store.delete("a")
-        assert content_of(store) == {"a": b"older"}
-
-
-@pytest.mark.parametrize("make", ["memory", "local"])
-def test_conflict_own_write(tmp_path: Path, make: str) -> None:
-    (tmp_path / "store").mkdir()
-    store: MemoryStore | LocalStore = MemoryStore() if make == "memory" else LocalStore(str(tmp_path / "store"))
-    real = store.upload
-
-    def unheard(*args: object, **kwargs: object) -> ObjectInfo:
-        real(*args, **kwargs)  # type: ignore[arg-type]
-        store.upload = real  # type: ignore[method-assign]
-        raise NetworkError("cannot hear the answer")
-
-    with opened(store, tmp_path / "state", upload_timeout_s=10.0) as tree:
-        tree.write("a", b"old")
-        with tree.open("a", RDWR) as handle:
-            handle.write(0, b"new")
-            store.upload = unheard  # type: ignore[method-assign]
-        assert content_of(store) == {"a": b"new"}
-
-
-def test_conflict_new_file(tmp_path: Path) -> None:
-    store = MemoryStore()
-    with opened(store, tmp_path) as tree:
-        handle = tree.create("a")
-        handle.write(0, b"mine")
-        store.put("a", b"theirs")
-        assert error_of(handle.close) == errno.ESTALE
-        assert store.get("a") == b"theirs" and list(conflicts(store).values()) == [b"mine"]
-
-
-def test_conflict_unlink_and_rename(tmp_path: Path) -> None:
-    store = MemoryStore({"a": b"1", "b": b"2", "c": b"3"})
-    with opened(store, tmp_path) as tree:
-        assert tree.list() == ["a", "b", "c"]
-        store.put("a", b"changed")
-        store.put("c", b"changed")
-        tree.unlink("a")
-        tree.rename("b", "c")
-        assert content_of(store) == {"c": b"2"}
 
 
 # Files
@@ -468,193 +361,3 @@ def test_write_metadata_kept(tmp_path: Path) -> None:
         with tree.open("a", RDWR) as handle:
             handle.write(1, b"y")
         assert store.head("a").metadata["author"] == "me" and store.get("a") == b"xy"
-
-
-# Names
-
-
-def test_name_mkdir(tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-    far, near = MemoryStore(), LocalStore(str(tmp_path / "store"))
-    stores: list[ObjectStore] = [far, near]
-    for number, store in enumerate(stores):
-        with opened(store, tmp_path / str(number)) as tree:
-            tree.mkdir("d")
-            tree.later()
-            assert tree.list() == ["d"] and tree.list("d") == []
-    assert dict(far.head("d").metadata) == {"hdi_isfolder": "true"} and (tmp_path / "store" / "d").is_dir()
-
-
-def test_name_rmdir(tmp_path: Path) -> None:
-    store = MemoryStore({"d/x": b"1", "e/": b""})
-    store.put("e", b"", metadata={"hdi_isfolder": "true"})
-    with opened(store, tmp_path, list_ttl_s=1000.0) as tree:
-        assert tree.list("d") == ["x"] and tree.list("e") == []
-        assert error_of(lambda: tree.rmdir("d")) == errno.ENOTEMPTY
-        tree.rmdir("e")
-        assert content_of(store) == {"d/x": b"1"}
-        store.delete("d/x")
-        store.put("d/y", b"2")
-        assert error_of(lambda: tree.rmdir("d")) == errno.ENOTEMPTY
-
-
-def test_name_directory_stays(tmp_path: Path) -> None:
-    store = MemoryStore({"d/x": b"1", "e/y": b"2"})
-    with opened(store, tmp_path) as tree:
-        tree.unlink("d/x")
-        tree.rename("e/y", "d/y")
-        tree.later()
-        assert tree.list() == ["d", "e"] and tree.list("e") == []
-
-
-def test_name_rename_file(tmp_path: Path) -> None:
-    trouble = Trouble()
-    store = MemoryStore({"a": b"1", "b": b"2"}, before=trouble)
-    with opened(store, tmp_path) as tree:
-        handle = tree.create("new")
-        handle.write(0, b"3")
-        tree.rename("new", "newer")
-        handle.close()
-        assert "copy newer" not in trouble.calls and store.get("newer") == b"3"
-        tree.rename("a", "b")
-        changes = [call for call in trouble.calls if call.split()[0] in ("copy", "delete")]
-        assert changes == ["copy b", "delete a"] and tree.list() == ["b", "newer"]
-        assert content_of(store) == {"b": b"1", "newer": b"3"}
-        trouble.failing["copy"] = DOWN
-        assert error_of(lambda: tree.rename("b", "c")) == errno.EIO
-        assert tree.read("b") == b"1"
-
-
-def test_name_rename_one_upload(tmp_path: Path) -> None:
-    trouble = Trouble()
-    store = MemoryStore({"final": b"before"}, before=trouble)
-    with opened(store, tmp_path, durability="journal") as tree:
-        trouble.calls.clear()
-        tree.write("tmp", b"checkpoint")
-        tree.rename("tmp", "final")
-        assert tree.read("final") == b"checkpoint" and tree.list() == ["final"]
-        assert store.get("final") == b"before"
-        assert tree.files.drain(10)
-        assert content_of(store) == {"final": b"checkpoint"}
-        changes = [call for call in trouble.calls if call.split()[0] in ("put", "copy", "delete")]
-        assert changes == ["put final"]
-
-
-def test_name_rename_directory(tmp_path: Path) -> None:
-    trouble = Trouble()
-    store = MemoryStore({"d/x": b"1", "d/e/y": b"2", "f": b""}, before=trouble)
-    with opened(store, tmp_path) as tree:
-        tree.rename("d", "g")
-        assert {name: data for name, data in content_of(store).items() if data} == {"g/x": b"1", "g/e/y": b"2"}
-        failing = iter((None, DOWN))
-        real, trouble_of = store.copy, failing
-
-        def copy(source: ObjectInfo, name: str, *, if_none_match: bool = False) -> ObjectInfo:
-            if (error := next(trouble_of, DOWN)) is not None:
-                raise error
-            return real(source, name, if_none_match=if_none_match)
-
-        store.copy = copy  # type: ignore[method-assign]
-        assert error_of(lambda: tree.rename("g", "h")) == errno.EIO
-        assert {name for name, data in content_of(store).items() if data} == {"g/x", "g/e/y"}
-        assert tree.read("g/x") == b"1" and tree.list() == ["f", "g"]
-
-
-def test_a_renaming_that_was_begun_goes_on_over_its_own_copies(tmp_path: Path) -> None:
-    store = MemoryStore({"d/x": b"1", "d/y": b"2"}, is_local=False)
-    with opened(store, tmp_path) as tree:
-        assert tree.list("d") == ["x", "y"]
-        store.copy(store.head("d/x"), "e/x")
-        tree.later()
-        assert tree.list() == ["d", "e"]
-        again = Attempt()
-        with pytest.raises(OSError, match="not empty"):
-            tree.renaming.rename(*tree.parent("d"), *tree.parent("e"), attempt=again)
-        again.was_begun = True
-        tree.renaming.rename(*tree.parent("d"), *tree.parent("e"), attempt=again)
-        assert {name: data for name, data in content_of(store).items() if data} == {"e/x": b"1", "e/y": b"2"}
-        assert tree.list() == ["e"] and tree.list("e") == ["x", "y"]
-
-
-def test_name_rename_open(tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-    stores: list[ObjectStore] = [MemoryStore(), LocalStore(str(tmp_path / "store"))]
-    for number, store in enumerate(stores):
-        store.put("d/e/x", b"1")
-        store.put("d/y", b"2")
-        with opened(store, tmp_path / str(number)) as tree:
-            with tree.open("d/e/x", RDWR) as writer, tree.open("d/y") as reader:
-                writer.write(1, b"!")
-                tree.rename("d", "f")
-                assert writer.read() == b"1!" and reader.read() == b"2"
-                writer.write(2, b"?")
-            assert store.get("f/e/x") == b"1!?" and store.get("f/y") == b"2"
-            tree.later()
-            assert tree.read("f/e/x") == b"1!?"
-
-
-def two_sources(state_dir: Path, store: ObjectStore) -> Tree:
-    sources = (source(child="one", path="p"), source(child="two", path="q"))
-    spec: MountSpec = spec_for(state_dir).model_copy(update={"sources": sources})
-    clock = FakeClock()
-    files = open_writable(spec, stores={"data": store}, clock=clock)
-    recover(files)
-    return Tree(files, clock)
-
-
-def test_name_rename_into_other_source(tmp_path: Path) -> None:
-    tree = two_sources(tmp_path, MemoryStore({"p/a": b"1", "q/b": b"2"}))
-    try:
-        assert error_of(lambda: tree.rename("one/a", "two/a")) == errno.EXDEV
-    finally:
-        tree.files.close()
-
-
-def test_name_plain_root(tmp_path: Path) -> None:
-    tree = two_sources(tmp_path, MemoryStore({"p/a": b"1", "q/b": b"2"}))
-    try:
-        assert error_of(lambda: tree.create("x")) == errno.EPERM
-        assert error_of(lambda: tree.mkdir("x")) == errno.EPERM
-        tree.write("one/x", b"1")
-    finally:
-        tree.files.close()
-
-
-def test_name_noreplace(tmp_path: Path) -> None:
-    store = MemoryStore({"a": b"1", "b": b"2"})
-    with opened(store, tmp_path, list_ttl_s=1000.0) as tree:
-        assert error_of(lambda: tree.rename("a", "b", may_replace=False)) == errno.EEXIST
-        store.put("c", b"made elsewhere")
-        assert error_of(lambda: tree.rename("a", "c", may_replace=False)) == errno.EEXIST
-        tree.rename("a", "d", may_replace=False)
-        assert content_of(store) == {"b": b"2", "c": b"made elsewhere", "d": b"1"}
-
-
-def test_name_symlink_made(tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-    store = MemoryStore()
-    with opened(store, tmp_path / "1") as tree:
-        tree.names.symlink(1, b"link", b"../target")
-        assert store.get("link") == b"../target" and dict(store.head("link").metadata) == {"is_symlink": "true"}
-        tree.rename("link", "moved")
-        tree.later()
-        node = tree.find("moved")
-        assert node.kind is NodeKind.SYMLINK and tree.files.readlink(node.node_id) == b"../target"
-    with opened(LocalStore(str(tmp_path / "store")), tmp_path / "2") as local:
-        assert error_of(lambda: local.names.symlink(1, b"link", b"x")) == errno.EPERM
-
-
-def test_names_symlink() -> None:
-    store = memory(plain=b"x")
-    store.put("link", b"plain", metadata={"is_symlink": "true"})
-    fs = mount(store)
-    node = fs.lookup(1, b"link")
-    assert node.kind is NodeKind.SYMLINK and fs.readlink(node.node_id) == b"plain"
-    assert tree(fs) == {b"link": "link", b"plain": "plain"}
-
-
-def test_name_not_storable(tmp_path: Path) -> None:
-    with opened(MemoryStore(is_local=False), tmp_path) as tree:
-        assert error_of(lambda: tree.names.create(1, b"\xff", RDWR)) == errno.EILSEQ
-        tree.mkdir("d" * 600)
-        assert error_of(lambda: tree.create("d" * 600 + "/" + "e" * 600)) == errno.ENAMETOOLONG
