@@ -13,8 +13,8 @@ from amlmount.fuse.protocol import OPEN_OUT, UNIQUE_RESEND, Opcode, OpenIn, Rele
 from amlmount.fuse.writing import WritingAdapter
 from amlmount.vfs.writing import WritableFileSystem
 from amlmount.vfs.writing.livefile import LiveFile
+from writing.machine import OLD, Machine, World
 from writing.powercut import Life
-from writing.test_writing_crashes import OLD, Machine, World
 
 DATA = OLD["dir/one"]
 
