@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,12 @@ from amlmount.config.spec import Ownership
 from amlmount.fuse.handles import Ledger
 from amlmount.fuse.protocol import OPEN_OUT, UNIQUE_RESEND, Opcode, OpenIn, ReleaseIn, Request
 from amlmount.fuse.writing import WritingAdapter
+from amlmount.stores.local import LocalStore
 from amlmount.vfs.writing import WritableFileSystem
+from amlmount.vfs.writing.attempts import Attempt
 from amlmount.vfs.writing.livefile import LiveFile
 from writing.machine import OLD, Machine, World
-from writing.powercut import Life
+from writing.powercut import Died, Life
 
 DATA = OLD["dir/one"]
 
@@ -22,8 +25,10 @@ DATA = OLD["dir/one"]
 class Served:
     """A machine's file system behind the adapter of one process after the other; `kill` begins the next."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, store: Any = None) -> None:
         self.machine, self.memory = Machine(root, "store"), memoryview(bytearray(4096))
+        if store is not None:
+            self.machine.store = store
         self.start(takes_over=False)
         self.node_id = self.world.tree.find("dir/one").node_id
 
@@ -120,3 +125,46 @@ def test_what_was_written_is_sent_if_its_close_was_only_begun(served: Served) ->
     served.release(2 | UNIQUE_RESEND, handle)
     served.world.tree.files.uploads.work_off()
     assert served.machine.store.get("dir/one") == b"new"
+
+
+def test_an_unlink_that_is_asked_for_again_finds_the_blob_gone(served: Served) -> None:
+    """Else the kernel asks once more, as somebody new, and the program is told that there is no such file."""
+    handle = served.open(1, os.O_RDONLY)
+    served.world.tree.files.ledger.trying(7)
+    served.machine.store.delete("dir/one")
+    served.kill()
+    tree = served.world.tree
+    tree.names.unlink(*tree.parent("dir/one"), Attempt(tree.files.ledger, 7, is_again=True))
+    assert tree.list("dir") == ["two"]
+    served.release(2, handle)
+
+
+@pytest.mark.parametrize("dies_in", ["journal", "records"])
+def test_a_directory_that_was_being_renamed_is_known_under_one_name(tmp_path: Path, dies_in: str) -> None:
+    """What a successor is told of names is one step: it has the old directory, or all of the new one."""
+    for name, data in OLD.items():
+        (tmp_path / "store" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "store" / name).write_bytes(data)
+    served = Served(tmp_path, LocalStore(str(tmp_path / "store")))
+    handle, tree = served.open(1), served.world.tree
+    tree.files.write(served.node_id, 0, b"new")
+    tree.files.flush(served.node_id)
+    tree.list("dir")
+    tree.files.ledger.trying(7)
+
+    def die(_: object) -> None:
+        raise Died(dies_in)
+
+    tells = tree.files.ledger if dies_in == "journal" else tree.files
+    setattr(tells, "restate" if dies_in == "journal" else "tell_successor", die)
+    with pytest.raises(Died):
+        tree.renaming.rename(*tree.parent("dir"), *tree.parent("moved"))
+    served.kill()
+    tree = served.world.tree
+    again = Attempt(tree.files.ledger, 7, is_again=True)
+    tree.renaming.rename(*tree.parent("dir"), *tree.parent("moved"), attempt=again)
+    assert tree.list("moved") == ["one", "two"] and tree.list() == ["moved", "old"]
+    assert served.read() == b"new" and tree.read("moved/two") == OLD["dir/two"]
+    tree.unlink("moved/one")
+    served.release(2, handle)
+    tree.files.close()

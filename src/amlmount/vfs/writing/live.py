@@ -29,6 +29,7 @@ from amlmount.vfs.writing.livefile import LiveFile, State
 from amlmount.vfs.writing.own import OwnChanges
 from amlmount.vfs.writing.sending import WRITE_ID
 
+Change = tuple[DirectoryNode, Iterable[Node], Iterable[bytes]]  # what came into it, what went
 log = logging.getLogger(__name__)
 
 
@@ -236,7 +237,7 @@ class LiveTree(BlobFileSystem):
             return children
         return {name: node for name, node in children.items() if not isinstance(node, LiveFile)}
 
-    def tell_successor(self, changes: Sequence[tuple[DirectoryNode, Iterable[Node], Iterable[bytes]]]) -> None:
+    def tell_successor(self, changes: Sequence[Change]) -> None:
         """Write down, as one step, what a process that takes over must know of changed directories: what came, what
         went. Needs the tree lock."""
         if self._succession is not None:
@@ -286,14 +287,17 @@ class LiveTree(BlobFileSystem):
     def move_child(self, node: Node, old: DirectoryNode, new: DirectoryNode, name: bytes) -> None:
         """Let another name lead to an inode, in the place of what it leads to, and its old one nowhere."""
         with self._lock:
-            old_name = node.name
-            self._tree.detach(old, old_name)
-            self._own_change(old, old_name, None)
-            self._tree.take_child(new, name)
-            node.name = name
-            self._tree.attach(new, node)
-            self._own_change(new, name, node)
-            self.tell_successor([(old, [], [old_name]), (new, [node], [])])
+            self.tell_successor(self._move_child(node, old, new, name))
+
+    def _move_child(self, node: Node, old: DirectoryNode, new: DirectoryNode, name: bytes) -> list[Change]:
+        old_name = node.name
+        self._tree.detach(old, old_name)
+        self._own_change(old, old_name, None)
+        self._tree.take_child(new, name)
+        node.name = name
+        self._tree.attach(new, node)
+        self._own_change(new, name, node)
+        return [(old, [], [old_name]), (new, [node], [])]
 
     def _own_change(self, directory: DirectoryNode, name: bytes, node: Node | None) -> None:
         directory.mtime_ns = time.time_ns()
@@ -316,12 +320,12 @@ class LiveTree(BlobFileSystem):
         blob name; None: the versions are as they were, under new names."""
         assert node.source
         old_path, old_prefix = node.path, node.blob_name
-        self.move_child(node, old, new, name)
         with self._lock:
+            changes = self._move_child(node, old, new, name)
             self.own.move(node.source, old_path, f"{new.path}{decode_segment(name)}/")
             self._move_below(node, new, lambda file: _moved(file, old_prefix, node, moved))
-            for directory in self._tree.listed_below(node):
-                self.tell_successor([(directory, directory.children.values(), [])])
+            below = self._tree.listed_below(node)
+            self.tell_successor([*changes, *((directory, directory.children.values(), []) for directory in below)])
 
     def _move_below(
         self, node: DirectoryNode, parent: DirectoryNode, find: Callable[[FileNode], ObjectInfo | None]
@@ -384,8 +388,9 @@ class LiveTree(BlobFileSystem):
 def _moved(
     file: FileNode, old_prefix: str, top: DirectoryNode, moved: Mapping[str, ObjectInfo] | None
 ) -> ObjectInfo | None:
-    name = top.blob_name + file.blob_name.removeprefix(old_prefix)
-    if moved is None:
+    is_moved = not file.blob_name.startswith(old_prefix)  # a process that died had come this far with it
+    name = file.blob_name if is_moved else top.blob_name + file.blob_name.removeprefix(old_prefix)
+    if moved is None or is_moved:
         return ObjectInfo(name, file.size_bytes, file.etag, file.mtime_ns)
     made = moved.get(file.blob_name)
     return made._replace(mtime_ns=file.mtime_ns) if made else None

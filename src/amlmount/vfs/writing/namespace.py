@@ -105,8 +105,21 @@ class Namespace:
         if not isinstance(node, FileNode):
             raise IsADirectoryError(errno.EISDIR, "is a directory")
         attempt.begin()
-        self.remove_file(directory, node)
+        try:
+            self.remove_file(directory, node)
+        except OSError as error:
+            if error.errno != errno.ESTALE or not attempt.was_begun or _head(node.source, node.blob_name) is not None:
+                raise
+            self._take_removed(directory, node)
         self.keep_directory(directory)
+
+    def _take_removed(self, directory: DirectoryNode, node: FileNode) -> None:
+        """Take away the name of what a process that died has deleted; nobody can have its content any more."""
+        file = self.files.known(node.node_id)
+        if isinstance(file, LiveFile):
+            file.is_unlinked = True
+            self.files.ledger.unlink(file)
+        self.files.take_child(directory, node.name)
 
     def remove_file(self, directory: DirectoryNode, node: FileNode) -> None:
         """Delete the blob of a file, and forget what was to be sent. Raises OSError."""
