@@ -219,6 +219,10 @@ def test_write_append(tmp_path: Path) -> None:
             with tree.open("log", os.O_WRONLY | os.O_APPEND) as handle:
                 handle.write(handle.node.size_bytes, line)
         assert store.get("log") == b"123"
+        with tree.open("log", os.O_WRONLY | os.O_APPEND) as handle:
+            tree.truncate("log", 1)  # by somebody else, and the kernel has not heard of it yet
+            tree.files.write(handle.node.node_id, 3, b"4", is_append=True)
+        assert store.get("log") == b"14"
 
 
 def test_write_truncate(tmp_path: Path) -> None:

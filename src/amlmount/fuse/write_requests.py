@@ -45,11 +45,12 @@ class SetattrIn(NamedTuple):
 
 
 class WriteIn(NamedTuple):
-    """WRITE; `data` lies in the request's buffer."""
+    """WRITE; `data` lies in the request's buffer, `flags` are those of the handle, as in open(2)."""
 
     fh: int
     offset: int
     data: memoryview
+    flags: int
 
 
 class CreateIn(NamedTuple):
@@ -108,11 +109,11 @@ def parse_setattr(body: memoryview) -> SetattrIn:
 
 def parse_write(body: memoryview) -> WriteIn:
     """Read struct fuse_write_in and what is to be written."""
-    fh, offset, size, *_ = _WRITE.unpack_from(body)
+    fh, offset, size, _, _, flags, _ = _WRITE.unpack_from(body)
     data = body[_WRITE.size :]
     if len(data) != size:
         raise ProtocolError(f"WRITE of {size} bytes brings {len(data)}")
-    return WriteIn(fh, offset, data)
+    return WriteIn(fh, offset, data, flags)
 
 
 def parse_create(body: memoryview) -> CreateIn:

@@ -214,7 +214,8 @@ class WritingAdapter(ReadOnlyAdapter):
 
     def _write(self, request: Request, may_wait: bool) -> Reply:
         body = body_of(request, parse_write)
-        written = self._files.write(request.node_id, body.offset, body.data, may_wait=may_wait)
+        is_append = bool(body.flags & os.O_APPEND)
+        written = self._files.write(request.node_id, body.offset, body.data, is_append=is_append, may_wait=may_wait)
         self.written_bytes += written
         return WRITE_OUT.pack(written, 0)
 

@@ -155,12 +155,10 @@ class WritableFileSystem(LeavingNames):
 
     def uncount(self, node: Node) -> None:
         """Take back the count of a handle that is counted twice."""
-        with self._lock:
-            file = self._tree.nodes.get(node.node_id)
-            if isinstance(file, LiveFile):
+        file = self.discount_reader(node)
+        if file is not None:
+            with self._lock:
                 file.opens -= 1
-            else:
-                self._readers[node.node_id] -= 1
 
     def _settle(self, file: LiveFile) -> None:
         """See to a file that is closed: nothing of it may be forgotten that the store does not have."""
@@ -184,14 +182,20 @@ class WritableFileSystem(LeavingNames):
 
     # Content
 
-    def write(self, node_id: int, offset: int, data: bytes | memoryview, *, may_wait: bool = True) -> int:
-        """Change bytes of a file that is open for writing; returns how many. Raises OSError (ENOSPC, ESTALE...)."""
+    def write(
+        self, node_id: int, offset: int, data: bytes | memoryview, *, is_append: bool = False, may_wait: bool = True
+    ) -> int:
+        """Change bytes of a file that is open for writing; returns how many. Raises OSError (ENOSPC, ESTALE...).
+
+        `is_append`: not behind the end, which the kernel does not know when another program has just cut the file.
+        """
         file = self._live(node_id)
         self.fetch_if_small(file, may_wait)
         if not file.lock.acquire(blocking=may_wait):
             raise WouldBlock
         try:
             self._refuse_displaced(file)
+            offset = min(offset, file.state.size) if is_append else offset
             was_clean, start = file.state.change == file.state.stored, min(offset, file.state.size)
             if file.ahead is not None:
                 file.ahead.drop(start, offset + len(data))  # first: what fails half way has changed something, too
