@@ -18,39 +18,24 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
 
+from fakeblob_answers import (
+    Answer,
+    Asked,
+    Blob,
+    check_conditions,
+    containers_xml,
+    error,
+    list_xml,
+    md5,
+    metadata,
+    spoiled,
+)
+
+__all__ = ["ACCOUNT", "Asked", "FakeBlobService"]
 ACCOUNT = "fakeaccount"
 VERSION = "2023-11-03"
 PIECE_BYTES = 64 << 10
-
-
-@dataclass(frozen=True)
-class Blob:
-    """What is stored."""
-
-    data: bytes
-    etag: str
-    modified: str
-    metadata: dict[str, str]
-    md5: str
-    blocks: tuple[tuple[str, bytes], ...] = ()
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One request that came in."""
-
-    at: float
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]
-
-    @property
-    def is_list(self) -> bool:
-        """True for a listing of blobs."""
-        return self.query.get("comp") == "list" and "restype" in self.query
 
 
 @dataclass
@@ -221,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _broken_before(self, fault: Fault) -> bool:
         if fault.kind == "status":
-            self._send(*_error(fault.status, fault.code, fault.detail, fault.headers))
+            self._send(*error(fault.status, fault.code, fault.detail, fault.headers))
         elif fault.kind == "reset":
             self._reset()
         elif fault.kind == "garbage":
@@ -238,25 +223,25 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
 
-    def _answer(self, asked: Asked, container: str, name: str) -> "Answer":
+    def _answer(self, asked: Asked, container: str, name: str) -> Answer:
         if not container and asked.query.get("comp") == "list":
-            return 200, _containers_xml(self.fake.containers), {"Content-Type": "application/xml"}
+            return 200, containers_xml(self.fake.containers), {"Content-Type": "application/xml"}
         blobs = self.fake.containers.get(container)
         if blobs is None:
-            return _error(404, "ContainerNotFound", "The specified container does not exist.")
+            return error(404, "ContainerNotFound", "The specified container does not exist.")
         if asked.is_list:
-            return 200, _list_xml(blobs, asked.query), {"Content-Type": "application/xml"}
+            return 200, list_xml(blobs, asked.query), {"Content-Type": "application/xml"}
         if asked.method == "PUT":
             return self._put(asked, container, name)
         return self._existing(asked, blobs, name)
 
-    def _put(self, asked: Asked, container: str, name: str) -> "Answer":
+    def _put(self, asked: Asked, container: str, name: str) -> Answer:
         body, staged = self.body, self.fake.blocks.setdefault((container, name), {})
         if asked.query.get("comp") == "block":
             staged[asked.query["blockid"]] = body
             return 201, b"", {}
         present = self.fake.containers[container].get(name)
-        if refused := _check_conditions(asked, present):
+        if refused := check_conditions(asked, present):
             return refused
         if asked.query.get("comp") == "metadata":
             return self._describe(asked, container, name, present)
@@ -267,37 +252,37 @@ class _Handler(BaseHTTPRequestHandler):
             known = {"Uncommitted": staged, "Committed": dict(present.blocks) if present else {}}
             listed = re.findall("<(Uncommitted|Committed)>([^<]+)<", body.decode())
             if any(block not in known[kind] for kind, block in listed) or len({len(block) for _, block in listed}) > 1:
-                return _error(400, "InvalidBlockList", "The specified block list is invalid.")
+                return error(400, "InvalidBlockList", "The specified block list is invalid.")
             blocks = tuple((block, known[kind][block]) for kind, block in listed)
             body = b"".join(data for _, data in blocks)
         sent = asked.headers.get("content-md5")
-        if asked.query.get("comp") != "blocklist" and sent and sent != _md5(body):
-            return _error(400, "Md5Mismatch", "The MD5 value does not match.")
+        if asked.query.get("comp") != "blocklist" and sent and sent != md5(body):
+            return error(400, "Md5Mismatch", "The MD5 value does not match.")
         self.fake.blocks.pop((container, name), None)
-        blob = self.fake.put(container, name, body, _metadata(asked), blocks)
+        blob = self.fake.put(container, name, body, metadata(asked), blocks)
         return 201, b"", {"ETag": f'"{blob.etag}"', "Last-Modified": blob.modified}
 
-    def _describe(self, asked: Asked, container: str, name: str, present: Blob | None) -> "Answer":
+    def _describe(self, asked: Asked, container: str, name: str, present: Blob | None) -> Answer:
         if present is None:
-            return _error(404, "BlobNotFound", "The specified blob does not exist.")
-        blob = self.fake.put(container, name, present.data, _metadata(asked), present.blocks)
+            return error(404, "BlobNotFound", "The specified blob does not exist.")
+        blob = self.fake.put(container, name, present.data, metadata(asked), present.blocks)
         return 200, b"", {"ETag": f'"{blob.etag}"', "Last-Modified": blob.modified}
 
-    def _copy(self, asked: Asked, container: str, name: str) -> "Answer":
+    def _copy(self, asked: Asked, container: str, name: str) -> Answer:
         source_name = unquote(urlsplit(asked.headers["x-ms-copy-source"]).path.split("/", 3)[3])
         source = self.fake.containers[container].get(source_name)
         if source is None:
-            return _error(404, "BlobNotFound", "The specified blob does not exist.")
+            return error(404, "BlobNotFound", "The specified blob does not exist.")
         if asked.headers.get("x-ms-source-if-match", "").strip('"') not in ("", source.etag):
-            return _error(412, "SourceConditionNotMet", "The source condition is not met.")
+            return error(412, "SourceConditionNotMet", "The source condition is not met.")
         blob = self.fake.put(container, name, source.data, source.metadata, source.blocks)
         return 202, b"", {"ETag": f'"{blob.etag}"', "Last-Modified": blob.modified, "x-ms-copy-status": "success"}
 
-    def _existing(self, asked: Asked, blobs: dict[str, Blob], name: str) -> "Answer":
+    def _existing(self, asked: Asked, blobs: dict[str, Blob], name: str) -> Answer:
         blob = blobs.get(name)
         if blob is None:
-            return _error(404, "BlobNotFound", "The specified blob does not exist.")
-        if refused := _check_conditions(asked, blob):
+            return error(404, "BlobNotFound", "The specified blob does not exist.")
+        if refused := check_conditions(asked, blob):
             return refused
         if asked.method == "DELETE":
             del blobs[name]
@@ -316,11 +301,11 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, blob.data, headers | {"Content-MD5": blob.md5}
         first, last = int(found[1]), min(int(found[2] or len(blob.data)), len(blob.data) - 1)
         if first >= len(blob.data):
-            return _error(416, "InvalidRange", "The range specified is invalid.")
+            return error(416, "InvalidRange", "The range specified is invalid.")
         part = blob.data[first : last + 1]
         headers["Content-Range"] = f"bytes {first}-{last}/{len(blob.data)}"
         if asked.headers.get("x-ms-range-get-content-md5") == "true":
-            headers["Content-MD5"] = _md5(part)
+            headers["Content-MD5"] = md5(part)
         return 206, part, headers
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
@@ -328,7 +313,7 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "done_reset":
             self._reset()
             return
-        status, body, headers, cut_at = _spoiled(kind, status, body, headers)
+        status, body, headers, cut_at = spoiled(kind, status, body, headers)
         self.send_response_only(status)
         announced = len(body)
         standard = {"Content-Length": str(announced), "Date": self.date_time_string(), "x-ms-version": VERSION}
@@ -342,82 +327,3 @@ class _Handler(BaseHTTPRequestHandler):
             self.fake.ended.wait(60)
         if cut_at is not None:
             self.close_connection = True
-
-
-Answer = tuple[int, bytes, dict[str, str]]
-
-
-def _spoiled(
-    kind: str, status: int, body: bytes, headers: dict[str, str]
-) -> tuple[int, bytes, dict[str, str], int | None]:
-    if kind in ("stall", "truncate"):
-        return status, body, headers, len(body) // 3
-    if kind == "corrupt":
-        return status, bytes([body[0] ^ 1]) + body[1:], headers, None
-    if kind == "wrong_range":
-        return status, body, headers | {"Content-Range": f"bytes 5-{len(body) + 4}/{len(body) + 99}"}, None
-    if kind == "no_etag":
-        return status, body, {key: value for key, value in headers.items() if key != "ETag"}, None
-    return status, body, headers, None
-
-
-def _check_conditions(asked: Asked, present: Blob | None) -> Answer | None:
-    wanted = asked.headers.get("if-match")
-    if asked.headers.get("if-none-match") == "*" and present:
-        return _error(409, "BlobAlreadyExists", "The specified blob already exists.")
-    if wanted and (present is None or wanted.strip('"') != present.etag):
-        return _error(412, "ConditionNotMet", "The condition specified using HTTP conditional header(s) is not met.")
-    return None
-
-
-def _error(status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> Answer:
-    message = f"{detail}\nRequestId:1\nTime:2025-01-01"
-    extra = (
-        f"<AuthenticationErrorDetail>{escape(detail)}</AuthenticationErrorDetail>" if status == 403 and detail else ""
-    )
-    xml = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{escape(message)}</Message>{extra}</Error>'
-    return status, xml.encode(), {"x-ms-error-code": code, "Content-Type": "application/xml"} | (headers or {})
-
-
-def _metadata(asked: Asked) -> dict[str, str]:
-    return {key[10:]: value for key, value in asked.headers.items() if key.startswith("x-ms-meta-")}
-
-
-def _md5(data: bytes) -> str:
-    return base64.b64encode(hashlib.md5(data).digest()).decode()
-
-
-def _containers_xml(containers: dict[str, Any]) -> bytes:
-    names = "".join(f"<Container><Name>{name}</Name></Container>" for name in sorted(containers))
-    text = f"<EnumerationResults><Containers>{names}</Containers><NextMarker /></EnumerationResults>"
-    return f'<?xml version="1.0"?>{text}'.encode()
-
-
-def _list_xml(blobs: dict[str, Blob], query: dict[str, str]) -> bytes:
-    prefix, marker, limit = query.get("prefix", ""), query.get("marker", ""), int(query.get("maxresults", 5000))
-    entries: dict[str, str] = {}
-    for name in sorted(name for name in blobs if name.startswith(prefix)):
-        end = name.find("/", len(prefix)) if "delimiter" in query else -1
-        shown = name[: end + 1] if end >= 0 else name
-        entries.setdefault(shown, _prefix_xml(shown) if end >= 0 else _blob_xml(name, blobs[name]))
-    rest = [name for name in entries if name >= marker]
-    text = "".join(entries[name] for name in rest[:limit])
-    following = f"<NextMarker>{escape(rest[limit])}</NextMarker>" if len(rest) > limit else "<NextMarker />"
-    head = '<?xml version="1.0" encoding="utf-8"?><EnumerationResults ServiceEndpoint="x" ContainerName="data">'
-    return f"{head}<Blobs>{text}</Blobs>{following}</EnumerationResults>".encode()
-
-
-def _prefix_xml(name: str) -> str:
-    return f"<BlobPrefix><Name>{escape(name)}</Name></BlobPrefix>"
-
-
-def _blob_xml(name: str, blob: Blob) -> str:
-    pairs = "".join(f"<{key}>{escape(value)}</{key}>" for key, value in blob.metadata.items())
-    return (
-        f"<Blob><Name>{escape(name)}</Name><Properties><Creation-Time>{blob.modified}</Creation-Time>"
-        f"<Last-Modified>{blob.modified}</Last-Modified><Etag>{blob.etag}</Etag>"
-        f"<Content-Length>{len(blob.data)}</Content-Length><Content-Type>application/octet-stream</Content-Type>"
-        f"<Content-MD5>{blob.md5}</Content-MD5><BlobType>BlockBlob</BlobType></Properties>"
-        + (f"<Metadata>{pairs}</Metadata>" if pairs else "<Metadata />")
-        + "<OrMetadata /></Blob>"
-    )

@@ -82,7 +82,8 @@ class StagedUpload:
 
         def put(number: int) -> None:
             if not failed.is_set():
-                self._put_block(ids[number], plan[number])
+                body = body_of(self._content, plan[number].start, plan[number].size_bytes)
+                put_block(self._client, self._name, ids[number], body)
 
         with ThreadPoolExecutor(PARALLEL_BLOCKS, "amlmount-stage") as pool:
             jobs = [
@@ -94,11 +95,6 @@ class StagedUpload:
         for job in jobs:
             job.result()
         return ids
-
-    def _put_block(self, block_id: str, part: Part) -> None:
-        body = body_of(self._content, part.start, part.size_bytes)
-        request = Request("PUT", self._path, {"comp": "block", "blockid": block_id}, body=body)
-        self._client.call(request, self._attempted, lambda reply: reply.read())
 
     def _commit(
         self, plan: Sequence[Part], ids: Sequence[str], headers: Mapping[str, str], metadata: Mapping[str, str] | None
@@ -120,6 +116,12 @@ class StagedUpload:
         query = {"comp": "blocklist", "blocklisttype": "committed"}
         text = self._client.call(Request("GET", self._path, query), self._attempted, lambda reply: reply.read())
         return [unescape(name) for name, _ in _BLOCK.findall(text.decode())] == list(ids)
+
+
+def put_block(client: RestClient, name: str, own_id: str, body: Body) -> None:
+    """Send one block ("Put Block"), which shows nowhere before it is committed."""
+    request = Request("PUT", client.location.blob_path(name), {"comp": "block", "blockid": own_id}, body=body)
+    client.call(request, client.attempted("write", name), lambda reply: reply.read())
 
 
 class PartsFirst:
@@ -144,10 +146,7 @@ class PartsFirst:
 
     def _put(self, number: int, body: Body) -> None:
         own = block_id(os.urandom(8).hex(), number)
-        request = Request(
-            "PUT", self._client.location.blob_path(self._name), {"comp": "block", "blockid": own}, body=body
-        )
-        self._client.call(request, self._client.attempted("write", self._name), lambda reply: reply.read())
+        put_block(self._client, self._name, own, body)
         self._ids[number] = own
 
     def commit(

@@ -117,9 +117,16 @@ class Namespace:
         """Take away the name of what a process that died has deleted; nobody can have its content any more."""
         file = self.files.known(node.node_id)
         if isinstance(file, LiveFile):
+            self.forget_live(file)
+        self.files.take_child(directory, node.name)
+
+    def forget_live(self, file: LiveFile) -> None:
+        """Forget a live file that no name leads to any more: its blob is gone or was replaced, or will be."""
+        with file.lock:
             file.is_unlinked = True
             self.files.ledger.unlink(file)
-        self.files.take_child(directory, node.name)
+            if not file.opens:
+                file.drop_data()
 
     def remove_file(self, directory: DirectoryNode, node: FileNode) -> None:
         """Delete the blob of a file, and forget what was to be sent. Raises OSError."""

@@ -97,7 +97,7 @@ class Renaming:
             # an upload of what is replaced that came after the copy would replace that: `live.sending` is held, too
             info = self._copy(file, blob_name, may_replace)
             if live is not None:
-                self._replace_live(live)
+                self._names.forget_live(live)
             before = replace(file.state)
             deletion = self._named(file, old, new, name, blob_name, info)
             self._names.delete_blob(file.source, before.name)
@@ -138,7 +138,7 @@ class Renaming:
             etag = target.etag if isinstance(target, FileNode) else ""
         self._promise_as(file, blob_name, etag)
         if isinstance(target, LiveFile):
-            self._replace_live(target)
+            self._names.forget_live(target)
         self._files.move_child(file, old, new, name)
         self._files.uploads.enqueue(file)
 
@@ -156,14 +156,6 @@ class Renaming:
                 state.name, state.etag = before
                 raise
             file.show()
-
-    def _replace_live(self, target: LiveFile) -> None:
-        """Forget a live file whose name another gets; its blob was replaced, or will be."""
-        with target.lock:
-            target.is_unlinked = True
-            self._files.ledger.unlink(target)
-            if not target.opens:
-                target.drop_data()
 
     def _copy(self, file: LiveFile, blob_name: str, may_replace: bool) -> ObjectInfo:
         state, store = file.state, file.source.store
