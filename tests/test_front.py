@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,22 @@ def test_python_opens_files_without_asking_us(pair: Pair) -> None:
     subprocess.run(argv, check=True, timeout=2)
     os.kill(pair.mount("red")["pid"], signal.SIGCONT)
     pair.world.cli("down")
+
+
+def test_another_daemons_front_is_no_concern_of_it(pair: Pair, tmp_path: Path) -> None:
+    """As after the quickstart: its mount is still there, and this one leaves nothing behind all the same."""
+    for name in ("amlmount-front/x.99", "amlmount-front/empty", "target"):
+        (tmp_path / name).mkdir(parents=True)
+    lower = f"lowerdir={tmp_path}/amlmount-front/x.99:{tmp_path}/amlmount-front/empty"
+    subprocess.run(["mount", "-t", "overlay", "-o", f"ro,{lower}", "other", tmp_path / "target"], check=True)
+    try:
+        pair.world.cli("up")
+        assert fstype(pair) == "overlay"
+        pair.world.cli("down")
+        pair.assert_as_before()
+        assert (tmp_path / "amlmount-front/empty").is_dir()
+    finally:
+        subprocess.run(["umount", "-l", tmp_path / "target"], check=True)
 
 
 def test_busy_is_judged_on_it_and_lazy_lets_go_of_both(pair: Pair) -> None:

@@ -44,7 +44,8 @@ def open_front(below_fd: int, folder: str, name: str, source: str) -> int:
 def clear_fronts(folder: str) -> None:
     """Take away what a process that was killed while it made a front left, and all of it if there are no fronts."""
     top = os.path.join(folder, FRONT_FOLDER)
-    is_used = any(entry.front_of is not None for entry in read_mounts())
+    ours = f":{top}/{EMPTY}"  # another daemon's fronts, in a folder of its own, are no concern of this one
+    is_used = any(option.endswith(ours) for entry in read_mounts() for option in entry.super_options)
     with contextlib.suppress(OSError):
         for name in os.listdir(top):
             if name == EMPTY and is_used:
